@@ -1,0 +1,146 @@
+"""Tensors that travel together between data workers, teachers, student and objectives.
+
+Legend: B samples, T student tiles, M teacher images, N tokens, D width, E experts, S image side.
+Nothing here knows a particular teacher, objective or language model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+Fit = Literal["pad", "crop", "squash"]
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of one picture that one student tile shows.
+
+    image: RGB at native resolution. fit: how the student made it square: "pad" centers it on a
+    square canvas, "crop" takes the centered square, "squash" ignores the aspect ratio.
+    key: identifies picture and region across runs (used by feature caches).
+    """
+
+    image: Image.Image
+    fit: Fit
+    key: str = ""
+
+
+class Source(Protocol):
+    """What the data workers prepare for a teacher. Sources with equal keys are prepared once."""
+
+    @property
+    def key(self) -> str: ...
+
+    def prepare(self, view: View) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The source of every live teacher: a square image of its own resolution and statistics.
+
+    fit: None follows the student's own way of making the view square.
+    background: canvas color for "pad", 0 to 255; None takes int(mean * 255).
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fit: Fit | None = None
+    background: tuple[int, int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal pixels: mean and std matter only through the canvas color."""
+        canvas = "-".join(str(channel) for channel in self.canvas)
+        return f"{self.size}px_{self.fit or 'student'}_{canvas}"
+
+    @property
+    def canvas(self) -> tuple[int, int, int]:
+        if self.background is not None:
+            return self.background
+        red, green, blue = (int(channel * 255) for channel in self.mean)
+        return red, green, blue
+
+    def prepare(self, view: View) -> Tensor:
+        """One view as (3, S, S) uint8."""
+        square = make_square(view.image, self.fit or view.fit, self.canvas)
+        if square.size != (self.size, self.size):
+            square = square.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+        return pixels.view(self.size, self.size, 3).permute(2, 0, 1).contiguous()
+
+    def blank(self) -> Tensor:
+        """The stand-in for a sample without a picture: (3, S, S) uint8 zeros."""
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+    def normalize(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(M, 3, S, S) uint8 to standardized values of `dtype`, on the device of `pixels`."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return ((pixels.float() / 255.0 - mean) / std).to(dtype)
+
+
+def make_square(image: Image.Image, fit: Fit, canvas: tuple[int, int, int]) -> Image.Image:
+    """`image` as a square of its longer ("pad") or shorter ("crop") side; "squash" leaves it to the resize."""
+    width, height = image.size
+    if width == height or fit == "squash":
+        return image
+    if fit == "pad":
+        side = max(width, height)
+        square = Image.new("RGB", (side, side), canvas)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        return square
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+class Routing(NamedTuple):
+    """One expert layer's decision. probs: (T, 1 + N, E) float32, softmax of the router.
+    choice: (T, 1 + N) int64, the expert with the largest probability."""
+
+    probs: Tensor
+    choice: Tensor
+
+
+class StudentFeatures(NamedTuple):
+    """What the vision tower gives for T tiles, at the selected layer.
+
+    features: (T, N', D) what the projector sees (N' is N, or 1 + N for `cls_patch`).
+    patches: (T, N, D) without the class token, row-major over the grid. cls: (T, D).
+    cls_attention: (T, N) attention of the class token in the block that made `patches`, averaged over heads,
+    given only where it was asked for. routing: one entry per expert layer that ran.
+    """
+
+    features: Tensor
+    patches: Tensor
+    cls: Tensor | None = None
+    cls_attention: Tensor | None = None
+    routing: tuple[Routing, ...] = ()
+
+
+class TeacherFeatures(NamedTuple):
+    """patches: (M, N, D), row-major over grid (H, W). cls: (M, D). cls_attention: (M, N)."""
+
+    patches: Tensor
+    grid: tuple[int, int]
+    cls: Tensor | None = None
+    cls_attention: Tensor | None = None
+
+
+class DistillInputs(NamedTuple):
+    """Everything an objective may ask for.
+
+    student: all T tiles. tile_index: (M,) the tile that each teacher image shows.
+    teachers: raw features by name, M images each. weight: (M,), tile_weight: (T,); 0 for a blank, else 1.
+    """
+
+    student: StudentFeatures
+    teachers: Mapping[str, TeacherFeatures]
+    tile_index: Tensor
+    weight: Tensor
+    tile_weight: Tensor
