@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up the environment and runs the whole suite: lint, types, tests. Arguments go to pytest:
+#   bash scripts/test.sh tests/parity --parity-dir DIR
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/setup.sh
+set_up train,demo,eval,dev
+
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1
+ruff check .
+ruff format --check .
+mypy
+workers=$(python -c 'import os; print(max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())))')
+exec python -m pytest -n "$workers" --dist loadfile "$@"
