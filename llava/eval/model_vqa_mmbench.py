@@ -1,0 +1,85 @@
+"""Answers MMBench (TSV with base64 pictures): one round, or every rotation of the options with --all-rounds.
+
+    python -m llava.eval.model_vqa_mmbench --model-path DIR --question-file mmbench_dev_20230712.tsv \\
+        --answers-file A.jsonl --single-pred-prompt --temperature 0
+"""
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from llava.eval.answering import Question, add_common_arguments, run_generator
+from llava.mm_utils import load_image_from_base64
+
+LETTERS = ("A", "B", "C", "D")
+SUFFIX = {
+    "en": "\nAnswer with the option's letter from the given choices directly.",
+    "cn": "\n请直接回答选项字母。",
+}
+EMPTY = {"", "nan", "none"}
+
+
+@dataclass(frozen=True)
+class Base64Image:
+    encoded: str
+
+    def __call__(self) -> list[Image.Image]:
+        return [load_image_from_base64(self.encoded).convert("RGB")]
+
+
+def present(value: Any) -> bool:
+    return value is not None and str(value).strip().lower() not in EMPTY
+
+
+def read_rows(path: str) -> list[dict[str, str]]:
+    csv.field_size_limit(sys.maxsize)
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def rounds_of(row: dict[str, str], all_rounds: bool) -> list[list[tuple[str, str]]]:
+    """Each round: (option's original letter, its text), rotated by one more place."""
+    options = []
+    for letter in LETTERS:
+        if not present(row.get(letter)):
+            break
+        options.append((letter, row[letter]))
+    count = len(options) if all_rounds else 1
+    return [options[shift:] + options[:shift] for shift in range(count)]
+
+
+def read_questions(args: argparse.Namespace) -> list[Question]:
+    questions = []
+    for row in read_rows(args.question_file):
+        hint = row["hint"] + "\n" if present(row.get("hint")) else ""
+        for round_id, options in enumerate(rounds_of(row, args.all_rounds)):
+            shown = "".join(f"\n{letter}. {text}" for letter, (_, text) in zip(LETTERS, options, strict=False))
+            text = hint + row["question"] + shown
+            message = text + (SUFFIX[args.lang] if args.single_pred_prompt else "")
+            extra = {
+                "round_id": round_id,
+                "options": [text for _, text in options],
+                "option_char": [letter for letter, _ in options],
+                "question_id": int(row["index"]),
+            }
+            identity = (int(row["index"]), round_id)
+            questions.append(Question(identity, text, message, Base64Image(row["image"]), 1, extra))
+    return questions
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser, max_new_tokens=1024)
+    parser.add_argument("--all-rounds", action="store_true")
+    parser.add_argument("--single-pred-prompt", action="store_true")
+    parser.add_argument("--lang", choices=sorted(SUFFIX), default="en")
+    args = parser.parse_args(argv)
+    run_generator(args, read_questions(args), key=lambda row: (row["question_id"], row["round_id"]))
+
+
+if __name__ == "__main__":
+    main()
