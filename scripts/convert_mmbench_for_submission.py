@@ -1,0 +1,16 @@
+"""MMBench answers to the upload sheet: --annotation-file X.tsv --result-dir DIR --upload-dir DIR --experiment NAME"""
+
+import argparse
+from pathlib import Path
+
+from llava.eval.submissions import mmbench_sheet, read_answers
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotation-file", required=True)
+    parser.add_argument("--result-dir", required=True)
+    parser.add_argument("--upload-dir", required=True)
+    parser.add_argument("--experiment", required=True)
+    args = parser.parse_args()
+    answers = read_answers(Path(args.result_dir) / f"{args.experiment}.jsonl")
+    mmbench_sheet(args.annotation_file, answers, Path(args.upload_dir) / f"{args.experiment}.xlsx")

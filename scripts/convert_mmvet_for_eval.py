@@ -1,0 +1,12 @@
+"""MM-Vet answers to the official scorer's format: --src answers.jsonl --dst results.json"""
+
+import argparse
+
+from llava.eval.submissions import mmvet, read_answers, write_json
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--src", required=True)
+    parser.add_argument("--dst", required=True)
+    args = parser.parse_args()
+    write_json(mmvet(read_answers(args.src)), args.dst)
