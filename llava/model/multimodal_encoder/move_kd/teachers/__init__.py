@@ -1,0 +1,70 @@
+"""From what the user typed to teachers: `build_teachers(["clip", "eva", "sam:size=512"], ...)`.
+
+Every file here that is not `base` and has no underscore is a teacher; the error for an unknown name lists them.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from llava.model.multimodal_encoder.move_kd.plugins import load_plugin
+from llava.model.multimodal_encoder.move_kd.teachers._sharded import ShardedTeacher, shard_teachers
+from llava.model.multimodal_encoder.move_kd.teachers._spec import TeacherSpec, parse_dtype, parse_spec
+from llava.model.multimodal_encoder.move_kd.teachers.base import BuildContext, FrozenTeacher, Teacher
+
+logger = logging.getLogger(__name__)
+
+
+def parse_specs(specs: Sequence[str], *, released: bool = False) -> list[TeacherSpec]:
+    """Every spec checked, names unique. released: the published recipe's settings, below what the user wrote.
+
+    Raises ValueError for an unknown teacher, an unknown key or two teachers of one name.
+    """
+    parsed = []
+    for text in specs:
+        spec = parse_spec(text)
+        teacher_class = load_plugin(__name__, spec.kind)
+        if released:
+            spec = parse_spec(_with_released(text, teacher_class.defaults.released))
+        if spec.name in {other.name for other in parsed}:
+            raise ValueError(f"two teachers are called {spec.name!r}; give one of them name=...")
+        parsed.append(spec)
+    return parsed
+
+
+def _with_released(text: str, released: dict[str, str]) -> str:
+    head, colon, rest = text.partition(":")
+    given = {item.partition("=")[0] for item in rest.split(",")}
+    added = [f"{key}={value}" for key, value in released.items() if key not in given]
+    return ",".join([head + (colon or ":" if added or rest else "") + rest, *added]).replace(":,", ":")
+
+
+def build_teacher(spec: TeacherSpec, context: BuildContext) -> FrozenTeacher:
+    """One live teacher. Raises ValueError for weights that are missing, partial, wrong or corrupt."""
+    return load_plugin(__name__, spec.kind)(spec, context)
+
+
+def build_teachers(
+    specs: Sequence[str],
+    *,
+    student_tower: nn.Module | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    share_student: bool = False,
+    released: bool = False,
+) -> dict[str, Teacher]:
+    """Live teachers by name, in the order given.
+
+    share_student: the student's base tower is not trained in this run (and not partitioned), so a CLIP teacher with
+    the same weights uses its tensors. released: settings of the published recipe where a spec is silent.
+    """
+    context = BuildContext(dtype, torch.device(device), student_tower, share_student)
+    teachers: dict[str, Teacher] = {}
+    for spec in parse_specs(specs, released=released):
+        teacher = build_teacher(spec, context)
+        shared = ", shared with the student" if teacher.shares_student else ""
+        logger.info("teacher %s: %s, grid %s, width %d%s", spec.name, teacher.path, teacher.grid, teacher.width, shared)
+        teachers[spec.name] = teacher
+    return teachers

@@ -1,0 +1,220 @@
+"""Every teacher, from a checkpoint in its published format, through the path that training takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, CLIPVisionModel, Pix2StructForConditionalGeneration
+from transformers.models.pix2struct.image_processing_pil_pix2struct import Pix2StructImageProcessorPil
+
+from llava.model.multimodal_encoder.move_kd.plugins import plugin_names
+from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
+from llava.model.multimodal_encoder.move_kd.teachers.pix2struct import flatten_patches, standardize
+from llava.model.multimodal_encoder.move_kd.types import View
+from tests.tiny_teachers import CASES, make_case
+
+
+def pixels_for(teacher: Teacher, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randint(0, 256, (count, 30, 40, 3), generator=generator, dtype=torch.uint8)
+    views = [View(Image.fromarray(picture.numpy()), "pad") for picture in noise]
+    return torch.stack([teacher.source.prepare(view) for view in views])
+
+
+def only(spec: str, **settings: object) -> Teacher:
+    (teacher,) = build_teachers([spec], **settings).values()  # type: ignore[arg-type]
+    return teacher
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_teacher_gives_features_of_its_stated_grid_and_width(name: str, tmp_path: Path) -> None:
+    teacher = only(make_case(name, tmp_path))
+    _, _, side, width, has_cls = CASES[name]
+    features = teacher(pixels_for(teacher))
+    assert teacher.grid == features.grid == (side, side)
+    assert teacher.width == width
+    assert features.patches.shape == (2, side * side, width)
+    assert features.patches.isfinite().all()
+    assert (features.cls is not None) == has_cls
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_teacher_is_frozen_stays_in_eval_mode_and_gives_no_gradient(name: str, tmp_path: Path) -> None:
+    teacher = only(make_case(name, tmp_path))
+    teacher.train(True)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    features = teacher(pixels_for(teacher))
+    assert not features.patches.requires_grad
+    assert not features.patches.is_inference()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_teacher_in_bfloat16_answers_near_its_float32_self(name: str, tmp_path: Path) -> None:
+    spec = make_case(name, tmp_path)
+    exact, rounded = only(spec), only(spec, dtype=torch.bfloat16)
+    prepared = pixels_for(exact)
+    one, two = exact(prepared).patches, rounded(prepared).patches
+    assert two.dtype == torch.bfloat16
+    assert (one - two.float()).norm() < 0.15 * one.norm()
+
+
+def test_every_teacher_file_has_a_tiny_checkpoint_here() -> None:
+    files = set(plugin_names("llava.model.multimodal_encoder.move_kd.teachers"))
+    tried = {"eva02" if case.startswith("eva") else case.partition("_")[0] for case in CASES}
+    assert files == tried | {"hf"}
+
+
+def test_clip_gives_the_hidden_state_and_attention_row_of_the_selected_layer(tmp_path: Path) -> None:
+    teacher = only(make_case("clip_vision", tmp_path))
+    prepared = pixels_for(teacher)
+    reference = CLIPVisionModel.from_pretrained(tmp_path / "clip_vision", attn_implementation="eager")
+    output = reference(teacher.normalize(prepared), output_hidden_states=True, output_attentions=True)
+    features = teacher(prepared)
+    torch.testing.assert_close(features.patches, output.hidden_states[-2][:, 1:])
+    torch.testing.assert_close(features.cls, output.hidden_states[-2][:, 0])
+    torch.testing.assert_close(features.cls_attention, output.attentions[-2][:, :, 0, 1:].mean(1))
+
+
+def test_clip_keeps_only_the_blocks_it_runs(tmp_path: Path) -> None:
+    teacher = only(make_case("clip", tmp_path))
+    assert len(teacher.net.encoder.layers) == 2
+    assert len(only(make_case("clip", tmp_path) + ",layer=1").net.encoder.layers) == 1
+    with pytest.raises(ValueError, match="no such output"):
+        only(make_case("clip", tmp_path) + ",layer=9")
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_registers", "dinov3", "siglip2"])
+def test_vit_teachers_equal_the_library_model(name: str, tmp_path: Path) -> None:
+    teacher = only(make_case(name, tmp_path))
+    prepared = pixels_for(teacher)
+    reference = AutoModel.from_pretrained(tmp_path / name)
+    hidden = reference(teacher.normalize(prepared)).last_hidden_state
+    features = teacher(prepared)
+    torch.testing.assert_close(features.patches, hidden[:, -features.patches.shape[1] :])
+
+
+def test_naflex_siglip_equals_the_library_model_with_a_full_mask(tmp_path: Path) -> None:
+    teacher = only(make_case("siglip2_naflex", tmp_path))
+    prepared = pixels_for(teacher)
+    reference = AutoModel.from_pretrained(tmp_path / "siglip2_naflex")
+    pixels = teacher.normalize(prepared)
+    patches = pixels.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 4, 5, 1).reshape(2, 16, -1)
+    output = reference(patches, pixel_attention_mask=torch.ones(2, 16), spatial_shapes=torch.tensor([[4, 4]] * 2))
+    torch.testing.assert_close(teacher(prepared).patches, output.last_hidden_state)
+
+
+def test_radio_equals_the_library_model_on_unit_range_pixels(tmp_path: Path) -> None:
+    teacher = only(make_case("radio", tmp_path))
+    prepared = pixels_for(teacher)
+    output = AutoModel.from_pretrained(tmp_path / "radio")(prepared / 255.0)
+    torch.testing.assert_close(teacher(prepared).patches, output.features)
+
+
+def test_pix2struct_patches_equal_the_published_processor(tmp_path: Path) -> None:
+    picture = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8)
+    processor = Pix2StructImageProcessorPil(patch_size={"height": 4, "width": 4}, max_patches=41)
+    expected = processor(Image.fromarray(picture.numpy()), return_tensors="pt")["flattened_patches"]
+    ours = flatten_patches(standardize(picture.permute(2, 0, 1)[None]), 6, 4)
+    torch.testing.assert_close(ours, expected[:, :36], rtol=1e-4, atol=1e-4)
+
+
+def test_pix2struct_features_equal_the_library_model_resized_with_aligned_corners(tmp_path: Path) -> None:
+    teacher = only(make_case("pix2struct", tmp_path))
+    prepared = pixels_for(teacher)
+    reference = Pix2StructForConditionalGeneration.from_pretrained(tmp_path / "pix2struct").encoder
+    patches = flatten_patches(teacher.normalize(prepared), 6, 4)
+    padded = torch.nn.functional.pad(patches, (0, 0, 0, 5))
+    mask = torch.cat((torch.ones(2, 36), torch.zeros(2, 5)), dim=1)
+    hidden = reference(padded, attention_mask=mask).last_hidden_state[:, :36]
+    square = hidden.transpose(1, 2).reshape(2, 32, 6, 6)
+    expected = torch.nn.functional.interpolate(square, (4, 4), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(teacher(prepared).patches, expected.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_sam_token_holds_every_channel_of_one_position(tmp_path: Path) -> None:
+    spec = make_case("sam", tmp_path)
+    teacher, released = only(spec), only(spec + ",layout=upstream")
+    prepared = pixels_for(teacher)
+    neck = teacher.net(teacher.normalize(prepared)).last_hidden_state
+    torch.testing.assert_close(teacher(prepared).patches[:, 6], neck[:, :, 1, 2])
+    scrambled = released(prepared).patches
+    assert not torch.allclose(scrambled, teacher(prepared).patches)
+    torch.testing.assert_close(scrambled.flatten(1).sort().values, neck.flatten(1).sort().values)
+
+
+@pytest.mark.parametrize("name", ["clip", "sam", "dinov2", "dinov3", "siglip2", "siglip2_naflex", "radio", "eva"])
+def test_another_size_changes_the_grid_and_still_runs(name: str, tmp_path: Path) -> None:
+    spec = make_case(name, tmp_path)
+    patch = 16 if name in ("sam", "eva") else 7
+    spec = spec.replace("size=64", "size=96").replace("size=28", "size=42")
+    spec = spec if "size=" in spec else spec + ",size=42"
+    teacher = only(spec)
+    assert teacher.grid == (6, 6)
+    assert teacher.source.size == 6 * patch
+    assert teacher(pixels_for(teacher)).patches.isfinite().all()
+
+
+def test_a_size_that_no_patch_fits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size 30 is no multiple of its patch or stride 7"):
+        only(make_case("dinov2", tmp_path).replace("size=28", "size=30"))
+
+
+@pytest.mark.parametrize("name", ["dinov2_registers", "dinov3", "siglip2", "clip_vision", "convnext_folder"])
+def test_generic_teacher_takes_any_library_backbone(name: str, tmp_path: Path) -> None:
+    if name == "convnext_folder":
+        from transformers import ConvNextConfig, ConvNextModel
+
+        path = tmp_path / name
+        ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=64)).save_pretrained(
+            path
+        )
+    else:
+        make_case(name, tmp_path)
+        path = tmp_path / name
+    teacher = only(f"hf:{path},mean=imagenet,name=any")
+    features = teacher(pixels_for(teacher))
+    assert teacher.name == "any"
+    assert features.patches.shape == (2, teacher.grid[0] * teacher.grid[1], teacher.width)
+
+
+def test_generic_teacher_reads_statistics_from_the_checkpoint_or_asks_for_them(tmp_path: Path) -> None:
+    make_case("dinov2", tmp_path)
+    with pytest.raises(ValueError, match="add mean="):
+        only(f"hf:{tmp_path / 'dinov2'}")
+    (tmp_path / "dinov2" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}'
+    )
+    teacher = only(f"hf:{tmp_path / 'dinov2'}")
+    assert (teacher.mean, teacher.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+
+
+def test_chunks_give_the_same_features_as_one_batch(tmp_path: Path) -> None:
+    spec = make_case("clip", tmp_path)
+    whole, parts = only(spec), only(spec + ",chunk=2")
+    prepared = pixels_for(whole, count=5)
+    for one, two in zip(whole(prepared), parts(prepared), strict=True):
+        torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(two))
+
+
+def test_autocast_around_the_teacher_changes_nothing(tmp_path: Path) -> None:
+    teacher = only(make_case("dinov2", tmp_path))
+    prepared = pixels_for(teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = teacher(prepared).patches
+    assert torch.equal(inside, teacher(prepared).patches)
+
+
+def test_digest_tells_weights_apart_and_is_checked_when_given(tmp_path: Path) -> None:
+    spec = make_case("dinov2", tmp_path)
+    digest = only(spec).digest
+    assert only(f"{spec},digest={digest[:12]}").digest == digest
+    assert only(make_case("dinov3", tmp_path)).digest != digest
+    with pytest.raises(ValueError, match="the spec asks for 00000000"):
+        only(f"{spec},digest=00000000")
+
+
+def test_blank_pictures_have_the_form_of_prepared_ones(tmp_path: Path) -> None:
+    teacher = only(make_case("sam", tmp_path))
+    assert teacher.source.blank().shape == pixels_for(teacher)[0].shape
