@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 IMAGE_TOKEN = "<image>"
-ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+# Other speakers, kept for the chat templates that can write them.
+EXTRA_ROLES = ("system", "tool", "function", "observation")
 # A text beyond this many characters is not tokenized: it would be cut to a thousandth of itself anyway.
 MAX_CHARACTERS = 2_000_000
 
@@ -29,7 +31,7 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class Record:
-    """One checked record. turns: {"from": "human" | "gpt" | "system", "value": text}, as given.
+    """One checked record. turns: {"from": "human" | "gpt" | an extra role, "value": text}, in order.
 
     video: a file, a folder of frames, or the frames' files. where: file and position, for messages.
     """
@@ -127,15 +129,24 @@ def parse_turns(raw: Mapping[str, Any], where: str) -> tuple[dict[str, str], ...
     used = used_turns(parsed)
     if not any(turn["from"] == "gpt" for turn in used):
         raise BadSample(f"{where}: no turn of 'gpt' follows one of 'human', so there is no answer", "bad_conversation")
-    for position, turn in enumerate(used):
-        expected = ("human", "gpt")[position % 2]
+    check_alternation(parsed, where)
+    return parsed
+
+
+def check_alternation(turns: tuple[dict[str, str], ...], where: str) -> None:
+    """From the first human turn on, human and gpt take turns; extra roles may stand anywhere between."""
+    expected = "human"
+    first = len(turns) - len(used_turns(turns))
+    for position, turn in enumerate(turns[first:], start=first):
+        if turn["from"] in EXTRA_ROLES:
+            continue
         if turn["from"] != expected:
             raise BadSample(
-                f"{where}: turns must alternate between human and gpt, but turn {position + len(parsed) - len(used)} "
-                f"is from {turn['from']!r} where {expected!r} is due",
+                f"{where}: turns must alternate between human and gpt, but turn {position} is from {turn['from']!r} "
+                f"where {expected!r} is due",
                 "bad_conversation",
             )
-    return parsed
+        expected = "gpt" if expected == "human" else "human"
 
 
 def parse_turn(turn: Any, where: str) -> dict[str, str]:
@@ -146,8 +157,9 @@ def parse_turn(turn: Any, where: str) -> dict[str, str]:
         )
     role = turn.get("from", turn.get("role"))
     value = turn.get("value", turn.get("content"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadSample(f"{where}: role {role!r} is unknown; there are {', '.join(ROLES)}", "bad_conversation")
+    known = [*ROLES, *EXTRA_ROLES]
+    if not isinstance(role, str) or role not in known:
+        raise BadSample(f"{where}: role {role!r} is unknown; there are {', '.join(known)}", "bad_conversation")
     if not isinstance(value, str):
         raise BadSample(f"{where}: the text ('value') must be a string, this is {kind(value)}", "bad_conversation")
     try:
@@ -156,7 +168,7 @@ def parse_turn(turn: Any, where: str) -> dict[str, str]:
         raise BadSample(
             f"{where}: the text holds a lone surrogate at character {error.start}", "bad_conversation"
         ) from None
-    return {"from": ROLES[role], "value": value}
+    return {"from": ROLES.get(role, role), "value": value}
 
 
 def check_placeholders(record: Record) -> None:

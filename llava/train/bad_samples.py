@@ -1,0 +1,76 @@
+"""Counting samples that cannot be used: by reason, with their names, and with an end to it.
+
+Each process counts what it meets; the log file, appended to line by line, brings all workers and ranks together.
+"""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from transformers.utils import logging
+
+from llava.train.records import BadSample, DataError
+
+logger = logging.get_logger(__name__)
+
+# The limit is a share of the samples seen so far, but of at least this many: the first bad sample is not 100 %.
+SMALLEST_BASE = 1000
+SHOWN = 5  # messages per reason and process
+
+
+class BadSamples:
+    """limit: share of bad samples above which `record` raises. total: samples in the data set."""
+
+    def __init__(self, limit: float, total: int, path: str | None = None) -> None:
+        self.limit = limit
+        self.total = total
+        self.path = path
+        self.seen = 0
+        self.bad: set[int] = set()
+        self.noted: set[int] = set()
+        self.reasons: Counter[str] = Counter()
+
+    def record(self, index: int, error: BadSample) -> None:
+        """Counts a sample once. Raises DataError when too many are bad."""
+        if index in self.bad:
+            return
+        self.bad.add(index)
+        self._write(index, error.reason, str(error), "skipped")
+        count = len(self.bad)
+        if count > self.limit * max(self.seen, SMALLEST_BASE) or count > self.total / 2:
+            raise DataError(
+                f"{count} of the first {max(self.seen, count)} samples read here are bad, more than bad_sample_limit "
+                f"{self.limit:g} allows: {self.summary()}. The last one: {error}. "
+                "List all of them with: python -m llava.train.data_check"
+            )
+
+    def note(self, index: int, reason: str, message: str) -> None:
+        """Counts a sample that is used although something of it is lost."""
+        if index not in self.noted:
+            self.noted.add(index)
+            self._write(index, reason, message, "used")
+
+    def summary(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+
+    def _write(self, index: int, reason: str, message: str, outcome: str) -> None:
+        self.reasons[reason] += 1
+        if self.reasons[reason] <= SHOWN:
+            logger.warning(f"sample {outcome} ({reason}): {message}")
+        if self.path is None:
+            return
+        line = json.dumps({"index": index, "reason": reason, "outcome": outcome, "message": message})
+        # One write to a file opened for appending does not mix with those of other processes.
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+
+
+def read_bad_samples(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    """reason -> messages of the samples in a log, each sample once however many processes met it."""
+    found: dict[str, dict[int, str]] = {}
+    file = Path(path)
+    for line in file.read_text().splitlines() if file.exists() else []:
+        entry = json.loads(line)
+        found.setdefault(entry["reason"], {})[entry["index"]] = entry["message"]
+    return {reason: list(samples.values()) for reason, samples in found.items()}

@@ -1,0 +1,261 @@
+"""One training sample: token ids and labels, the student's pixels, and what each teacher needs to see.
+
+All reading, decoding and resizing happens here, that is in the data workers. A sample that cannot be used raises
+BadSample; what then happens is the config's choice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation
+from llava.mm_utils import process_images
+from llava.model.multimodal_encoder.move_kd.types import Source
+from llava.train.bad_samples import BadSamples
+from llava.train.collator import Collator
+from llava.train.data_config import DataConfig
+from llava.train.images import load_picture
+from llava.train.prompts import preprocess, preprocess_multimodal
+from llava.train.record_files import RecordSource
+from llava.train.records import BadSample, DataError, Record
+from llava.train.sources import open_records, read_record, split_records
+from llava.train.video import Frames, load_frames, with_time_instruction
+from llava.train.views import TileView, check_views, read_geometry, student_views
+
+__all__ = ["DataConfig", "SupervisedDataset", "make_data_module"]
+
+IMAGE_WORDS = 128  # what a picture adds to a sample's length when batches are grouped
+
+
+class SupervisedDataset(Dataset[dict[str, Any]]):
+    """records with their pictures, as items for the Collator.
+
+    image_processor: the student's; None for a language model by itself. sources: by teacher; those with equal keys
+    are prepared once.
+
+    An item holds id, input_ids (L,) and labels (L,), and, if multimodal: image, a list of (3, H, W), or (P, 3, H, W)
+    for tiles or frames, one per `<image>`; image_sizes [(w, h)]; modalities; blank; views {source key: [prepared]};
+    tile_of_view, the tile within the sample that each view shows. A sample without picture has one blank image.
+    """
+
+    def __init__(
+        self,
+        records: RecordSource,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DataConfig,
+        image_processor: Any | None,
+        template: Conversation,
+        sources: Mapping[str, Source] | None = None,
+    ) -> None:
+        if config.is_multimodal and image_processor is None:
+            raise ValueError(
+                "multimodal data needs the vision tower's image processor; pass it, or is_multimodal=False"
+            )
+        self.records = records
+        self.tokenizer = tokenizer
+        self.config = config
+        self.image_processor = image_processor
+        self.template = template
+        self.sources = {source.key: source for source in (sources or {}).values()}
+        self.several_config = replace(config, image_aspect_ratio="pad")
+        self.video_config = replace(config, image_aspect_ratio="square")
+        self.geometry = read_geometry(image_processor) if config.is_multimodal else None
+        if self.sources:
+            check_views(config)
+        self.bad = BadSamples(config.bad_sample_limit, len(records), config.bad_sample_log)
+        self._words: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample, or with on_bad_sample "skip" the next good one: the same one in every run."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        self.bad.seen += 1
+        for step in range(len(self)):
+            position = (index + step) % len(self)
+            try:
+                return self.load(position)
+            except BadSample as error:
+                if self.config.on_bad_sample == "stop":
+                    raise
+                self.bad.record(position, error)
+        raise DataError(f"none of the {len(self)} samples can be used: {self.bad.summary()}")
+
+    def load(self, index: int) -> dict[str, Any]:
+        """The sample at a position. Raises BadSample, whatever the config says about skipping."""
+        record = read_record(self.records, index)
+        if not self.config.is_multimodal:
+            if record.is_visual:
+                raise BadSample(f"{record.where}: has a picture, but there is no vision tower; pass --vision_tower")
+            return self._text(index, record, record.turns)
+        if record.video is not None:
+            return self._video_item(index, record)
+        return self._image_item(index, record)
+
+    def _image_item(self, index: int, record: Record) -> dict[str, Any]:
+        if not record.images:
+            return self._text(index, record, record.turns) | self._blank()
+        item = self._text(index, record, record.turns)
+        pictures = [load_picture(image, self.config.image_folder, record.where) for image in record.images]
+        config = self.config if len(pictures) == 1 else self.several_config
+        images = [process_images([picture.image], self.image_processor, config)[0] for picture in pictures]
+        views: list[TileView] = []
+        tiles = 0
+        for picture, pixels in zip(pictures, images, strict=True):
+            if self.sources:
+                shown = student_views(picture.image, config, self.geometry, picture.data)
+                views += [TileView(tiles + view.tile, view.view) for view in shown]
+            tiles += count_tiles(pixels)
+        return item | {
+            "image": images,
+            "image_sizes": [picture.image.size for picture in pictures],
+            "modalities": ["image"] * len(images),
+            "blank": False,
+            **self._prepared(views),
+        }
+
+    def _video_item(self, index: int, record: Record) -> dict[str, Any]:
+        frames = load_frames(record.video, self.config, record.where)
+        turns = record.turns
+        if self.config.add_time_instruction:
+            first = next(position for position, turn in enumerate(turns) if turn["from"] == "human")
+            told = turns[first] | {"value": with_time_instruction(turns[first]["value"], frames)}
+            turns = (*turns[:first], told, *turns[first + 1 :])
+        item = self._text(index, record, turns)
+        pixels = self.image_processor.preprocess(frames.images, return_tensors="pt")["pixel_values"]
+        return item | {
+            "image": [pixels],
+            "image_sizes": [frames.images[0].size],
+            "modalities": ["video"],
+            "blank": False,
+            **self._prepared(self._frame_views(frames)),
+        }
+
+    def _frame_views(self, frames: Frames) -> list[TileView]:
+        """Every frame is a tile; with distill_views "base" teachers are shown the middle one."""
+        if not self.sources:
+            return []
+        middle = len(frames.images) // 2
+        shown = range(len(frames.images)) if self.config.distill_views == "all" else [middle]
+        views = []
+        for frame in shown:
+            image = frames.images[frame]
+            [view] = student_views(image, self.video_config, self.geometry, image.tobytes())
+            views.append(TileView(frame, view.view))
+        return views
+
+    def _blank(self) -> dict[str, Any]:
+        """The stand-in that lets every module run on every rank; the collator gives it weight 0."""
+        size = self.geometry.tile_size
+        return {
+            "image": [torch.zeros(3, size, size)],
+            "image_sizes": [(size, size)],
+            "modalities": ["text"],
+            "blank": True,
+            "views": {key: [source.blank()] for key, source in self.sources.items()},
+            "tile_of_view": [0] if self.sources else [],
+        }
+
+    def _prepared(self, views: list[TileView]) -> dict[str, Any]:
+        return {
+            "views": {key: [source.prepare(view.view) for view in views] for key, source in self.sources.items()},
+            "tile_of_view": [view.tile for view in views],
+        }
+
+    def _text(self, index: int, record: Record, turns: tuple[dict[str, str], ...]) -> dict[str, Any]:
+        conversations: list[list[dict[str, Any]]] = [[dict(turn) for turn in turns]]
+        if record.is_visual:
+            im_start_end = self.config.mm_use_im_start_end
+            conversations = preprocess_multimodal(conversations, self.template, mm_use_im_start_end=im_start_end)
+        limit = self.config.model_max_length
+        [labeled] = preprocess(
+            conversations, self.tokenizer, self.template, has_image=record.is_visual, max_length=limit
+        )
+        if labeled.error is not None:
+            raise BadSample(f"{record.where}: cannot be labeled: {labeled.error}", "not_labeled")
+        self._check_placeholders(record, labeled.input_ids)
+        if limit is not None and len(labeled.input_ids) == limit:
+            [whole] = preprocess(conversations, self.tokenizer, self.template, has_image=record.is_visual)
+            if lost := int((whole.labels[limit:] != IGNORE_INDEX).sum()):
+                message = f"{record.where}: {lost} answer tokens lie beyond model_max_length {limit} and are cut"
+                self.bad.note(index, "truncated_answer", message)
+        return {"id": record.id, "input_ids": labeled.input_ids, "labels": labeled.labels}
+
+    def _check_placeholders(self, record: Record, input_ids: Tensor) -> None:
+        found = int((input_ids == IMAGE_TOKEN_INDEX).sum())
+        pictures = 1 if record.video is not None else len(record.images)
+        if found != pictures and not (found == 0 and pictures == 1):
+            raise BadSample(f"{record.where}: the prompt shows {found} of {pictures} pictures", "image_token_mismatch")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Words of each sample, and 128 for its pictures."""
+        words = self._counted_words()
+        return (np.abs(words) + IMAGE_WORDS * (words > 0)).tolist()
+
+    @property
+    def modality_lengths(self) -> list[int]:
+        """Words of each sample, negative without a picture (unless early_mix_text)."""
+        words = self._counted_words()
+        return (np.abs(words) if self.config.early_mix_text else words).tolist()
+
+    def _counted_words(self) -> np.ndarray:
+        """(N,) int32: words, negative without a picture, never 0. A record that cannot be read counts one word."""
+        if self._words is None:
+            words = np.full(len(self), -1, dtype=np.int32)
+            for index in tqdm(range(len(self)), desc="count words", delay=2, leave=False):
+                try:
+                    words[index] = signed_words(self.records[index])
+                except BadSample:
+                    continue  # met again, and counted, when it is its turn
+            self._words = words
+        return self._words
+
+
+def signed_words(raw: Any) -> int:
+    turns = raw.get("conversations") if isinstance(raw, Mapping) else None
+    if not isinstance(turns, list):
+        return -1
+    texts = [turn.get("value", turn.get("content")) for turn in turns if isinstance(turn, Mapping)]
+    words = max(sum(len(text.split()) for text in texts if isinstance(text, str)), 1)
+    return words if raw.get("image") or raw.get("video") else -words
+
+
+def count_tiles(pixels: Tensor) -> int:
+    return 1 if pixels.ndim == 3 else len(pixels)
+
+
+def make_data_module(
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    image_processor: Any | None,
+    template: Conversation,
+    sources: Mapping[str, Source] | None = None,
+) -> dict[str, Any]:
+    """train_dataset, eval_dataset (None without a validation split) and data_collator, as the Trainer takes them."""
+    records = open_records(config.data_path, config.seed, config.cache_dir)
+    held_out: RecordSource | None = None
+    if config.eval_data_path:
+        held_out = open_records(config.eval_data_path, config.seed, config.cache_dir)
+    elif config.eval_split:
+        records, held_out = split_records(records, config.eval_split)
+    parts = [
+        None if part is None else SupervisedDataset(part, tokenizer, config, image_processor, template, sources)
+        for part in (records, held_out)
+    ]
+    collator = Collator(
+        pad_token_id=tokenizer.pad_token_id,
+        padding_side=tokenizer.padding_side,
+        model_max_length=config.model_max_length,
+    )
+    return {"train_dataset": parts[0], "eval_dataset": parts[1], "data_collator": collator}
