@@ -37,6 +37,9 @@ class Source(Protocol):
 
     def prepare(self, view: View) -> Any: ...
 
+    def blank(self) -> Any:
+        """What stands in, in form, for a sample without a picture."""
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -132,15 +135,29 @@ class TeacherFeatures(NamedTuple):
     cls_attention: Tensor | None = None
 
 
+class Pair(NamedTuple):
+    """One teacher beside the student, token by token on the student's grid; what an objective pulls together.
+
+    prediction comes from the student, target from the teacher; both (M, N, D) float32. D is the student's width where
+    the teacher was mapped to the student, the teacher's (times its finer tokens) where a head predicts the teacher.
+    """
+
+    prediction: Tensor
+    target: Tensor
+
+
 class DistillInputs(NamedTuple):
     """Everything an objective may ask for.
 
-    student: all T tiles. tile_index: (M,) the tile that each teacher image shows.
-    teachers: raw features by name, M images each. weight: (M,), tile_weight: (T,); 0 for a blank, else 1.
+    student: all T tiles. grid: (H, W) of its patches. tile_index: (M,) the tile that each teacher image shows.
+    teachers: raw features by name, M images each. pairs: the teachers that are targets, anchor first.
+    weight: (M,), tile_weight: (T,); 1 for a picture, 0 (or what the recipe says) for a blank.
     """
 
     student: StudentFeatures
+    grid: tuple[int, int]
     teachers: Mapping[str, TeacherFeatures]
+    pairs: Mapping[str, Pair]
     tile_index: Tensor
     weight: Tensor
     tile_weight: Tensor
