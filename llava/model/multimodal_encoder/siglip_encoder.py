@@ -1,0 +1,65 @@
+"""SigLIP as LLaVA-NeXT's vision tower: the last encoder layer is dropped, the output of the one before is used."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, SiglipVisionConfig
+
+from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
+from llava.model.multimodal_encoder.vision_tower import VisionTower
+
+Picture = Image.Image | np.ndarray | Tensor
+
+
+class SigLipImageProcessor:
+    """Squashes a picture to (size, size) by bicubic resampling and maps its values to -1 .. 1."""
+
+    def __init__(self, size: int = 384) -> None:
+        self.image_mean = (0.5, 0.5, 0.5)
+        self.image_std = (0.5, 0.5, 0.5)
+        self.size = (size, size)
+        self.crop_size = {"height": size, "width": size}
+        self.resample = Image.Resampling.BICUBIC
+        self.rescale_factor = 1 / 255
+
+    def preprocess(self, images: Picture | Sequence[Picture], return_tensors: str | None = "pt") -> BatchFeature:
+        """`pixel_values` of one picture or many: PIL images, or uint8 arrays (H, W, C) or (F, H, W, C) for a video."""
+        pictures = [images] if isinstance(images, Image.Image) or len(np.shape(images)) == 3 else list(images)
+        return BatchFeature({"pixel_values": [self._pixels(picture) for picture in pictures]}, return_tensors)
+
+    __call__ = preprocess
+
+    def _pixels(self, picture: Picture) -> np.ndarray:
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(np.asarray(picture, dtype=np.uint8))
+        resized = picture.convert("RGB").resize(self.size, self.resample)
+        pixels = np.asarray(resized, dtype=np.float32) * self.rescale_factor
+        return ((pixels - np.float32(self.image_mean)) / np.float32(self.image_std)).transpose(2, 0, 1)
+
+
+class SigLipVisionTower(VisionTower):
+    """SigLIP without its last layer and pooling head. `mm_vision_select_layer` and `_feature` do not apply to it."""
+
+    config_class = SiglipVisionConfig
+    has_class_token = False
+
+    def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
+        super().__init__(vision_tower, args, delay_load)
+        if self.settings.moe is not None:
+            raise ValueError("mixture-of-LoRA experts (config.moe) need a CLIP vision tower; this one is SigLIP")
+
+    def _num_layers(self, config: SiglipVisionConfig) -> int:
+        return config.num_hidden_layers - 1
+
+    def _processor(self) -> SigLipImageProcessor:
+        return SigLipImageProcessor(self.config.image_size)
+
+    def encode(self, images: Tensor, with_cls_attention: bool = False) -> StudentFeatures:
+        if with_cls_attention:
+            raise ValueError("SigLIP has no class token whose attention could be given")
+        last = self._num_layers(self.config)
+        patches = self._hidden_states(images, {last}, last)[last]
+        return StudentFeatures(features=patches, patches=patches)
