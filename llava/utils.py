@@ -1,14 +1,15 @@
 """Small services around a run: log files, printing by rank, video frames, moderation. Nothing here knows a model."""
 
+import json
 import logging
 import logging.handlers
 import os
 import sys
 import threading
+import urllib.request
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-import requests
 import torch
 
 from llava.constants import LOGDIR
@@ -82,12 +83,15 @@ def violates_moderation(text: str) -> bool:
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
         raise ValueError("moderation asks OpenAI and needs OPENAI_API_KEY in the environment; set it or turn it off")
-    headers = {"Authorization": f"Bearer {key}"}
-    body = {"input": text.replace("\n", "")}
+    request = urllib.request.Request(
+        "https://api.openai.com/v1/moderations",
+        data=json.dumps({"input": text.replace("\n", "")}).encode(),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
     try:
-        reply = requests.post("https://api.openai.com/v1/moderations", headers=headers, json=body, timeout=5)
-        return bool(reply.json()["results"][0]["flagged"])
-    except (requests.exceptions.RequestException, KeyError, IndexError) as error:
+        with urllib.request.urlopen(request, timeout=5) as reply:
+            return bool(json.load(reply)["results"][0]["flagged"])
+    except (OSError, ValueError, KeyError, IndexError) as error:
         logging.getLogger(__name__).warning("moderation failed, text passes: %r", error)
         return False
 
