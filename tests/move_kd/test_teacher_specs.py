@@ -70,7 +70,7 @@ def test_an_unknown_teacher_lists_the_files_that_are_there() -> None:
 
 
 def test_a_key_no_teacher_of_this_kind_takes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sam takes no layer; accepted: path, .*, layout"):
+    with pytest.raises(ValueError, match=r"sam takes no layer; accepted: path, .*, layout"):
         build_teachers([make_case("sam", tmp_path) + ",layer=3"])
 
 
@@ -109,6 +109,4 @@ def test_plugins_are_files_that_assign_the_kind(tmp_path: Path, monkeypatch: pyt
 
 def test_the_directory_is_the_registry() -> None:
     assert load_plugin(TEACHERS, "sam") is Sam
-    assert {"clip", "eva02", "convnext", "sam", "pix2struct", "dinov2", "dinov3", "siglip2", "hf"} <= set(
-        plugin_names(TEACHERS)
-    )
+    assert {"clip", "eva02", "convnext", "sam", "pix2struct"} < set(plugin_names(TEACHERS))

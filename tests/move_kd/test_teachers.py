@@ -1,13 +1,15 @@
 """Every teacher, from a checkpoint in its published format, through the path that training takes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, CLIPVisionModel, Pix2StructForConditionalGeneration
+from transformers import AutoModel, CLIPImageProcessorPil, CLIPVisionModel, Pix2StructForConditionalGeneration
 from transformers.models.pix2struct.image_processing_pil_pix2struct import Pix2StructImageProcessorPil
 
+from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.move_kd.plugins import plugin_names
 from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
 from llava.model.multimodal_encoder.move_kd.teachers.pix2struct import flatten_patches, standardize
@@ -167,9 +169,8 @@ def test_generic_teacher_takes_any_library_backbone(name: str, tmp_path: Path) -
         from transformers import ConvNextConfig, ConvNextModel
 
         path = tmp_path / name
-        ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=64)).save_pretrained(
-            path
-        )
+        config = ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=64)
+        ConvNextModel(config).save_pretrained(path)
     else:
         make_case(name, tmp_path)
         path = tmp_path / name
@@ -218,3 +219,96 @@ def test_digest_tells_weights_apart_and_is_checked_when_given(tmp_path: Path) ->
 def test_blank_pictures_have_the_form_of_prepared_ones(tmp_path: Path) -> None:
     teacher = only(make_case("sam", tmp_path))
     assert teacher.source.blank().shape == pixels_for(teacher)[0].shape
+
+
+NEW_TEACHER = """
+import torch
+from llava.model.multimodal_encoder.move_kd.teachers.base import Defaults, FrozenTeacher
+from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures
+
+class Means(FrozenTeacher):
+    defaults = Defaults(paths=("nowhere",), size=8, mean=(0, 0, 0), std=(1, 1, 1), licence="MIT")
+
+    def load(self, context):
+        return torch.nn.Linear(3, 5)
+
+    def layout(self):
+        return (2, 2), 5
+
+    def encode(self, pixels):
+        colors = torch.nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(2).transpose(1, 2)
+        return TeacherFeatures(self.net(colors), self.grid)
+
+TEACHER = Means
+"""
+
+
+def test_a_new_teacher_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import llava.model.multimodal_encoder.move_kd.teachers as package
+
+    (tmp_path / "means.py").write_text(NEW_TEACHER)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    teacher = only("means:dtype=bf16,name=colors")
+    assert teacher.name == "colors"
+    assert teacher(pixels_for(teacher)).patches.shape == (2, 4, 5)
+    assert "means" in plugin_names(package.__name__)
+
+
+def student_tower(path: Path, **extra: object) -> torch.nn.Module:
+    return build_vision_tower(SimpleNamespace(mm_vision_tower=str(path), **extra))
+
+
+def with_processor(path: Path) -> Path:
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(path)
+    return path
+
+
+def test_clip_is_by_default_a_copy_of_the_students_own_tower(tmp_path: Path) -> None:
+    make_case("clip_vision", tmp_path)
+    tower = student_tower(with_processor(tmp_path / "clip_vision"))
+    teacher = only("clip", student_tower=tower)
+    prepared = pixels_for(teacher)
+    student = tower.encode(teacher.normalize(prepared), with_cls_attention=True)
+    features = teacher(prepared)
+    torch.testing.assert_close(features.patches, student.patches)
+    torch.testing.assert_close(features.cls, student.cls)
+    torch.testing.assert_close(features.cls_attention, student.cls_attention)
+    assert not teacher.shares_student
+
+
+@pytest.mark.parametrize("has_experts", [False, True])
+def test_clip_shares_the_tensors_of_an_equal_frozen_student(has_experts: bool, tmp_path: Path) -> None:
+    make_case("clip_vision", tmp_path)
+    moe = {
+        "moe_encoder": True,
+        "moe_encoder_lora_rank": 2,
+        "moe_encoder_lora_alpha": 2,
+        "moe_encoder_num_experts": 2,
+    }
+    tower = student_tower(with_processor(tmp_path / "clip_vision"), **({"moe": moe} if has_experts else {}))
+    alone = only("clip", student_tower=tower)
+    shared = only("clip", student_tower=tower, share_student=True)
+    assert shared.shares_student
+    own = {id(parameter) for parameter in tower.parameters()}
+    assert all(id(parameter) in own for parameter in shared.parameters())
+    prepared = pixels_for(alone)
+    assert torch.equal(shared(prepared).patches, alone(prepared).patches)
+    assert shared.digest == alone.digest
+
+
+def test_clip_does_not_share_with_a_student_of_other_weights_or_dtype(tmp_path: Path) -> None:
+    make_case("clip_vision", tmp_path)
+    tower = student_tower(with_processor(tmp_path / "clip_vision"))
+    assert not only("clip", student_tower=tower, share_student=True, dtype=torch.bfloat16).shares_student
+    with torch.no_grad():
+        next(parameter for name, parameter in tower.named_parameters() if "layers.0" in name).add_(1e-3)
+    assert not only("clip", student_tower=tower, share_student=True).shares_student
+
+
+def test_a_shared_clip_refuses_to_teach_once_the_student_is_trained(tmp_path: Path) -> None:
+    make_case("clip_vision", tmp_path)
+    tower = student_tower(with_processor(tmp_path / "clip_vision"))
+    teacher = only("clip", student_tower=tower, share_student=True)
+    tower.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="told it would stay frozen"):
+        teacher(pixels_for(teacher))

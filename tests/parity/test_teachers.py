@@ -33,7 +33,6 @@ def eva_network(case: Case) -> EvaBackbone:
         window=meta["window_size"],
         global_blocks=frozenset(range(meta["depth"])) - frozenset(meta["window_block_indexes"]),
         position_tokens=state["pos_embed"].shape[1],
-        inner_norm="blocks.0.mlp.ffn_ln.weight" in state,
         rope_grid=meta["pt_hw_seq_len"],
     )
     with torch.device("meta"):
@@ -95,14 +94,11 @@ def test_convnext_stages_equal_the_published_ones(case: Case) -> None:
 @pytest.mark.parametrize("prefix", ["", "visual.trunk."])
 @torch.no_grad()
 def test_convnext_teacher_equals_the_published_tokens(case: Case, prefix: str, tmp_path) -> None:
-    layer_scales = set(case.meta["layer_scale_names"])
+    scales = {name for name in case.meta["layer_scale_names"] if ".blocks." in name}
     state = {}
     for key, value in case.group("weight").items():
-        public = key.replace(".weight", ".gamma") if key in layer_scales and ".blocks." in key else key
-        state[
-            ("visual.head." if prefix and key.startswith("head.") else prefix)
-            + public.removeprefix("head." if prefix else "")
-        ] = value
+        key = key.replace(".weight", ".gamma") if key in scales else key
+        state[f"visual.{key}" if prefix and key.startswith("head.") else prefix + key] = value
     torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
     spec = f"convnext:path={tmp_path},size={case.meta['img_size']},eps={case.meta['norm_eps']}"
     (teacher,) = build_teachers([spec]).values()

@@ -1,10 +1,11 @@
-"""Reading published weight files, strictly: a missing, partial, wrong or corrupt file is a ValueError that says what is wrong.
+"""Reading published weight files, strictly: a missing, partial, wrong or corrupt one is a ValueError that says what.
 
 Nothing here executes code from a file (`weights_only=True`), and nothing leaves a tensor at its random start.
 """
 
 import hashlib
 import logging
+import os
 import pickle
 import re
 import zipfile
@@ -20,16 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-BROKEN = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+UNREADABLE = (EOFError, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile)
+BROKEN = (OSError, RuntimeError, ValueError, KeyError, *UNREADABLE)
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -50,24 +43,22 @@ def find_file(location: str, names: Sequence[str], owner: str) -> Path:
         return found[0]
     repository, _, name = location.partition(":")
     if location.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise ValueError(
-            f"{owner}: there is no file or folder {location}, and it is no Hub id (org/repo or org/repo:file)"
-        )
+        raise ValueError(f"{owner}: there is no file or folder {location}, and it is no Hub id (org/repo[:file])")
     return _download(repository, [name] if name else names, owner)
 
 
 def _download(repository: str, names: Sequence[str], owner: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    problems = []
+    problem = ""
     for name in names:
         try:
             return Path(hf_hub_download(repository, name))
         except (OSError, ValueError) as error:
-            problems.append(f"{name}: {_first_line(error)}")
+            problem = _first_line(error)
     raise ValueError(
-        f"{owner}: {repository} has none of the files looked for, or cannot be reached; give a local path instead "
-        f"({'; '.join(problems)})"
+        f"{owner}: no file or folder of this name here, and Hub repository {repository} gives none of "
+        f"{', '.join(names)} ({problem}). Put the file on disk and name it with path=..."
     )
 
 
@@ -134,15 +125,25 @@ def load_pretrained(
     with outside_zero_init(), _quiet():
         try:
             model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
-                location, dtype=torch.float32, output_loading_info=True, **options
+                location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except BROKEN as error:
-            raise ValueError(f"{owner}: {location} cannot be loaded: {_reason(error)}") from error
+            raise ValueError(f"{owner}: {_files(location)} cannot be loaded: {_reason(error)}") from error
     allowed = re.compile("|".join(ignore) or r"(?!)")
     unexpected = [key for key in info["unexpected_keys"] if not allowed.match(key)]
-    shapes = [str(entry) for entry in info["mismatched_keys"]]
-    refuse(f"{owner}: {location}", missing=info["missing_keys"], unexpected=unexpected, shapes=shapes)
+    shapes = {key: f"{key} {tuple(file)} instead of {tuple(own)}" for key, file, own in info["mismatched_keys"]}
+    missing = [key for key in info["missing_keys"] if key not in shapes]
+    refuse(f"{owner}: {location}", missing=missing, unexpected=unexpected, shapes=shapes.values())
     return model
+
+
+def _files(location: str) -> str:
+    """A folder with its weight files and their sizes, for messages."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return location
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES]
+    return f"{location} ({', '.join(f'{file.name}: {file.stat().st_size:,} bytes' for file in files) or 'no weights'})"
 
 
 def check_model_type(location: str, model_types: Sequence[str], owner: str) -> str:
@@ -157,7 +158,10 @@ def check_model_type(location: str, model_types: Sequence[str], owner: str) -> s
     try:
         config, _ = PretrainedConfig.get_config_dict(location)
     except BROKEN as error:
-        raise ValueError(f"{owner}: no readable config.json at {location}: {_reason(error)}") from error
+        raise ValueError(
+            f"{owner}: no readable config.json at {location}: {_first_line(error)} "
+            "Put the model's folder on disk and name it with path=..."
+        ) from error
     model_type = config.get("model_type", "")
     if model_types and model_type not in model_types:
         raise ValueError(f"{owner}: {location} holds a {model_type!r} model; accepted: {', '.join(model_types)}")
@@ -198,7 +202,7 @@ def _quiet() -> Iterator[None]:
 def weights_digest(module: nn.Module) -> str:
     """sha256 over names, shapes, dtypes and bytes of every parameter and persistent buffer, in name order."""
     state = sorted(module.state_dict().items())
-    with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         parts = pool.map(_tensor_digest, state)
         return hashlib.sha256(b"".join(parts)).hexdigest()
 

@@ -5,6 +5,7 @@ weights are equal, the two share their tensors.
 """
 
 import logging
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Clip(FrozenTeacher):
         std=CLIP_STD,
         licence="MIT",
     )
-    options = {"layer": ""}
+    options: ClassVar = {"layer": ""}
     net: CLIPVisionModel
 
     def default_path(self, context: BuildContext) -> str:

@@ -7,6 +7,7 @@ The network is transformers' own; published files name its tensors as timm does 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +73,14 @@ def config_from(state: Mapping[str, Tensor], where: str) -> ConvNextConfig:
     needed = [f"encoder.stages.{stage}.layers.0.dwconv.weight" for stage in (stages or range(4))]
     refuse(where, missing=[key for key in (stem, *needed) if key not in state], unexpected=())
     widths = [state[key].shape[0] for key in needed]
+    if tuple(widths) == XXL_WIDTHS:  # a file that lost its last blocks must not pass for a smaller network
+        depths = [max(pair) for pair in zip(depths, XXL_DEPTHS, strict=True)]
     return ConvNextConfig(
         num_stages=len(depths),
         depths=depths,
         hidden_sizes=widths,
         patch_size=state[stem].shape[-1],
-        layer_scale_init_value=1.0 if "encoder.stages.0.layers.0.layer_scale_parameter" in state else 0.0,
+        layer_scale_init_value=1.0,  # so that every block has its scale, and a file without them is refused
     )
 
 
@@ -102,7 +105,7 @@ class ConvNext(FrozenTeacher):
         std=CLIP_STD,
         licence="MIT",
     )
-    options = {"eps": ""}
+    options: ClassVar = {"eps": ""}
     net: ConvNextModel
 
     def load(self, context: BuildContext) -> ConvNextModel:

@@ -6,7 +6,7 @@ its tensors below `backbone.net.` are used and must be complete, feature pyramid
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from llava.model.multimodal_encoder.move_kd.teachers.base import (
 from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures
 
 PREFIX = "backbone.net."
+LARGE_WIDTH, LARGE_DEPTH = 1024, 24
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class EvaConfig:
     """Shape of the network. window: side of an attention window in tokens. global_blocks: blocks that see all tokens.
 
     position_tokens: length of the stored position embedding; rope_grid: side of the pretraining grid onto which
-    rotary positions are scaled. inner_norm: LayerNorm inside the gated MLP.
+    rotary positions are scaled.
     """
 
     width: int
@@ -42,7 +43,6 @@ class EvaConfig:
     window: int
     global_blocks: frozenset[int]
     position_tokens: int
-    inner_norm: bool = True
     rope_grid: int = 16
 
 
@@ -94,11 +94,11 @@ class EvaAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, width: int, hidden: int, inner_norm: bool) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.w1 = nn.Linear(width, hidden)
         self.w2 = nn.Linear(width, hidden)
-        self.ffn_ln = nn.LayerNorm(hidden, eps=1e-6) if inner_norm else nn.Identity()
+        self.ffn_ln = nn.LayerNorm(hidden, eps=1e-6)
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class EvaBlock(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = EvaAttention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = SwiGLU(config.width, config.hidden, config.inner_norm)
+        self.mlp = SwiGLU(config.width, config.hidden)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(M, H, W, D) to the same."""
@@ -205,9 +205,10 @@ def config_from(state: Mapping[str, Tensor], tables: Mapping[str, Tensor], choic
     Stored rotary tables tell head width, window and which blocks are global; without them the published
     detector's values are used: heads 64 wide, windows of 16, every third block global.
     """
-    depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
+    depth = 1 + max(int(key.split(".")[1]) for key in (*state, *tables) if key.startswith("blocks."))
     patches, positions = state["patch_embed.proj.weight"], state["pos_embed"]
     width = patches.shape[0]
+    depth = max(depth, LARGE_DEPTH) if width == LARGE_WIDTH else depth  # a file that lost its last blocks must not pass
     window = int(choices["window"] or _table_side(tables, "rope_win.freqs_cos") or 16)
     head_width = next((table.shape[-1] for table in tables.values()), 64)
     if choices["global"]:
@@ -225,7 +226,6 @@ def config_from(state: Mapping[str, Tensor], tables: Mapping[str, Tensor], choic
         window=window,
         global_blocks=global_blocks,
         position_tokens=positions.shape[1],
-        inner_norm="blocks.0.mlp.ffn_ln.weight" in state,
     )
 
 
@@ -245,7 +245,7 @@ class Eva02(FrozenTeacher):
         licence="MIT",
         released={"mean": "clip"},
     )
-    options = {"heads": "", "window": "", "global": ""}
+    options: ClassVar = {"heads": "", "window": "", "global": ""}
     net: EvaBackbone
 
     def load(self, context: BuildContext) -> EvaBackbone:

@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ OTHER_PARTS = (r"(.*\.)?(classifier|head|lm_head|decode_head|decoder|text_model|
 
 class HuggingFace(FrozenTeacher):
     defaults = Defaults(paths=("",), size=None, mean=(0, 0, 0), std=(1, 1, 1), licence="see the checkpoint's own")
-    options = {"layer": ""}
+    options: ClassVar = {"layer": ""}
     net: nn.Module
 
     def load(self, context: BuildContext) -> nn.Module:
@@ -91,9 +91,7 @@ class HuggingFace(FrozenTeacher):
         self.native_size = _side(AutoConfig.from_pretrained(self.path)) or _side(net.config)
         found = _preprocessor_config(self.path)
         if not (self.spec.mean and self.spec.std) and not ("image_mean" in found and "image_std" in found):
-            raise self.refuse(
-                f"{self.path} has no preprocessor_config.json with image_mean and image_std; add mean=..."
-            )
+            raise self.refuse(f"{self.path} has no preprocessor_config.json with its statistics; add mean=...")
         if self.spec.mean is None:
             self.mean = tuple(found["image_mean"])
         if self.spec.std is None:

@@ -4,6 +4,7 @@ It has no fixed statistics: each picture is standardized by its own mean and dev
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class Pix2Struct(FrozenTeacher):
         std=(1.0, 1.0, 1.0),
         licence="Apache-2.0",
     )
-    options = {"grid": "32", "max_patches": str(MAX_PATCHES)}
+    options: ClassVar = {"grid": "32", "max_patches": str(MAX_PATCHES)}
     net: Pix2StructVisionModel
 
     def load(self, context: BuildContext) -> Pix2StructVisionModel:

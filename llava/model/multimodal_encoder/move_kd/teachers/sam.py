@@ -4,6 +4,8 @@
 published with MoVE-KD v1.1 were trained on it, and nothing else should use it.
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamVisionModel
@@ -43,7 +45,7 @@ class Sam(FrozenTeacher):
         licence="Apache-2.0",
         released={"layout": "upstream"},
     )
-    options = {"layout": "true"}
+    options: ClassVar = {"layout": "true"}
     net: SamVisionModel
 
     def load(self, context: BuildContext) -> SamVisionModel:
@@ -60,7 +62,7 @@ class Sam(FrozenTeacher):
         grid, width = square_grid(self.size, self.net.config.patch_size, self), self.net.config.output_channels
         if self.choices["layout"] == "upstream" and width != 4 * grid[0]:
             raise self.refuse(
-                f"layout=upstream exists only where the grid's side is a quarter of the channels, as at 1024 px; here a "
+                "layout=upstream exists where the grid's side is a quarter of the channels, as at 1024 px; here a "
                 f"side of {grid[0]} meets {width} channels. Use the released size, or leave out layout=upstream"
             )
         return grid, width

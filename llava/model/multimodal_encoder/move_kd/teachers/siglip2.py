@@ -1,4 +1,4 @@
-"""SigLIP 2 (and SigLIP): final normed patch tokens. Fixed-resolution checkpoints and NaFlex ones, the latter on a square."""
+"""SigLIP 2 and SigLIP: final normed patch tokens. NaFlex checkpoints are given squares like those of fixed size."""
 
 import torch
 from torch import Tensor
