@@ -15,6 +15,7 @@ from llava.train.records import BadSample, DataError
 logger = logging.get_logger(__name__)
 
 # The limit is a share of the samples seen so far, but of at least this many: the first bad sample is not 100 %.
+# In a data set smaller than that, half of it may be bad.
 SMALLEST_BASE = 1000
 SHOWN = 5  # messages per reason and process
 
@@ -38,7 +39,7 @@ class BadSamples:
         self.bad.add(index)
         self._write(index, error.reason, str(error), "skipped")
         count = len(self.bad)
-        if count > self.limit * max(self.seen, SMALLEST_BASE) or count > self.total / 2:
+        if count > self.limit * max(self.seen, SMALLEST_BASE) or count > max(self.limit, 0.5) * self.total:
             raise DataError(
                 f"{count} of the first {max(self.seen, count)} samples read here are bad, more than bad_sample_limit "
                 f"{self.limit:g} allows: {self.summary()}. The last one: {error}. "
