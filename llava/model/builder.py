@@ -1,0 +1,246 @@
+"""`load_pretrained_model`: any LLaVA checkpoint, ready to answer. What a directory is, its files say, not its name."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available, logging
+
+from llava.model.checkpoint import build_student, grow_vocabulary
+from llava.model.checkpoint_config import (
+    customized_config_dict,
+    is_multimodal,
+    language_model_config,
+    read_config,
+    student_config,
+)
+from llava.model.checkpoint_io import WEIGHT_FILES, CheckpointError, find_file, read_state_dict
+from llava.model.checkpoint_lora import is_lora_folder, read_lora, with_lora
+from llava.model.checkpoint_names import upgrade_state_dict
+from llava.model.checkpoint_parts import PART_OF_FILE, find_parts, read_part
+from llava.model.quantization import quantization_config
+from llava.model.tokenizer import add_image_tokens, context_length, has_tokenizer, load_tokenizer
+
+logger = logging.get_logger(__name__)
+
+Loaded = tuple[PreTrainedTokenizerBase, PreTrainedModel, Any, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, with every spelling of an argument resolved."""
+
+    path: str
+    base: str | None
+    multimodal: bool
+    raw_config: Mapping[str, Any]
+    overwrite: Mapping[str, Any]
+    merge_lora: bool
+    build: Mapping[str, Any]  # dtype, attn_implementation, quantization_config, device_map
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        config = student_config(self.raw_config, self.path, self.overwrite)
+        if not config.to_dict().get("mm_vision_tower"):
+            raise CheckpointError(
+                f"config.json of {self.path} names no mm_vision_tower, so this model cannot see. Add the tower that it "
+                "was trained with, or pass overwrite_config={'mm_vision_tower': ...}."
+            )
+        return config
+
+
+def load_pretrained_model(
+    model_path: str | os.PathLike[str],
+    model_base: str | os.PathLike[str] | None,
+    model_name: str | None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+    device_map: Any = "auto",
+    device: str | torch.dtype = "cuda",
+    use_flash_attn: bool = False,
+    *,
+    torch_dtype: str | torch.dtype | None = "float16",
+    attn_implementation: str | None = None,
+    customized_config: PreTrainedConfig | Mapping[str, Any] | str | None = None,
+    overwrite_config: Mapping[str, Any] | None = None,
+    multimodal: bool | None = None,
+    merge_lora: bool = True,
+    **kwargs: Any,
+) -> Loaded:
+    """(tokenizer, model, image_processor, context_len) of a full checkpoint, of a projector on `model_base`, of a LoRA
+    on `model_base`, or of a plain language model (image_processor None).
+
+    model_name: kept for its callers; read only where no config.json can tell whether a LoRA belongs to a LLaVA model.
+    device: other than "cuda", the whole model goes there; a dtype in this place is taken as `torch_dtype`.
+    torch_dtype: None, "None" or "auto" keep the checkpoint's. attn_implementation: None or "None" is unset, then sdpa.
+    customized_config: used in place of config.json. overwrite_config: keys set on the config before the model is built.
+    multimodal: True for a LLaVA model whatever config.json says. merge_lora: False leaves an adapter beside the weights
+    (quantized weights always do). Other keywords are ignored with a warning.
+
+    Raises CheckpointError (a ValueError) that says what was asked, what there is and what to do.
+    """
+    if kwargs:
+        logger.warning(f"load_pretrained_model ignores {', '.join(sorted(kwargs))}")
+    if as_dtype(device) is not None:
+        torch_dtype, device = as_dtype(device), "cuda"
+    dtype = resolve_dtype(torch_dtype)
+    path, base = str(model_path), None if str(model_base) == "None" else str(model_base)
+    raw = _raw_config(path, base, customized_config)
+    request = Request(
+        path=path,
+        base=base,
+        multimodal=multimodal or is_multimodal(raw) or _named_llava(path, model_name),
+        raw_config=raw,
+        overwrite=dict(overwrite_config or {}),
+        merge_lora=merge_lora and not (load_8bit or load_4bit),
+        build={
+            "dtype": dtype,
+            "attn_implementation": resolve_attention(attn_implementation, use_flash_attn),
+            "quantization_config": quantization_config(
+                load_8bit, load_4bit, torch.float16 if isinstance(dtype, str) else dtype
+            ),
+            "device_map": resolve_device_map(device_map, str(device)),
+        },
+    )
+    return _load_multimodal(request) if request.multimodal else _load_language_model(request)
+
+
+def _raw_config(path: str, base: str | None, customized: Any) -> Mapping[str, Any]:
+    """The config to go by: the one given, the directory's, or its base's if a bare LoRA folder has none."""
+    if customized is not None:
+        return customized_config_dict(customized)
+    if base is not None and find_file(path, "config.json") is None and is_lora_folder(path):
+        return read_config(base)
+    return read_config(path)
+
+
+def _named_llava(path: str, model_name: str | None) -> bool:
+    """The name decides only for a LoRA folder without a config.json."""
+    return "llava" in (model_name or "").lower() and find_file(path, "config.json") is None
+
+
+def _load_multimodal(request: Request) -> Loaded:
+    if is_lora_folder(request.path) and (request.base or not _has_weights(request.path)):
+        model, tokenizer_path = _load_with_lora(request)
+    elif request.base is not None and (_has_parts(request.path) or not _has_weights(request.path)):
+        model, tokenizer_path = _load_with_parts(request, request.base)
+    else:
+        if request.base is not None:
+            logger.warning(f"{request.path} is a full checkpoint: model_base {request.base} is not used")
+        model, tokenizer_path = _load_full(request), request.path
+    tokenizer = load_tokenizer(tokenizer_path)
+    add_image_tokens(tokenizer, model)
+    return tokenizer, model.eval(), model.get_vision_tower().image_processor, context_length(model.config)
+
+
+def _has_weights(path: str) -> bool:
+    return any(find_file(path, name) is not None for name in WEIGHT_FILES)
+
+
+def _has_parts(path: str) -> bool:
+    return any(find_file(path, name) is not None for name in PART_OF_FILE)
+
+
+def _load_full(request: Request) -> PreTrainedModel:
+    state = upgrade_state_dict(read_state_dict(request.path))
+    return build_student(None, request.config, state, request.path, generation=request.path, **request.build)
+
+
+def _load_with_parts(request: Request, base: str) -> tuple[PreTrainedModel, str]:
+    """A language model with the projector, and the experts if there are any, of a stage-1 directory."""
+    config = request.config
+    state = grow_vocabulary(upgrade_state_dict(read_state_dict(base)), config.vocab_size)
+    for part, file in find_parts(request.path).items():
+        if part != "adapters":  # heads of the distillation, which an answer does not need
+            state |= read_part(part, file)
+    source = f"{request.path} on {base}"
+    model = build_student(None, config, state, source, generation=base, **request.build)
+    return model, request.path if has_tokenizer(request.path) else base
+
+
+def _load_with_lora(request: Request) -> tuple[PreTrainedModel, str]:
+    """A base model with an adapter merged into it; quantized weights keep the adapter beside them."""
+    folder = read_lora(request.path)
+    base = request.base or folder.settings.get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(f"{request.path} holds a LoRA adapter that names no base. Pass model_base.")
+    config = request.config
+    state = grow_vocabulary(upgrade_state_dict(read_state_dict(base)), config.vocab_size)
+    state |= upgrade_state_dict(folder.non_lora)
+    source = f"{request.path} on {base}"
+    model = build_student(None, config, state, source, generation=base, **request.build)
+    return with_lora(model, folder, request.merge_lora), request.path if has_tokenizer(request.path) else base
+
+
+def _load_language_model(request: Request) -> Loaded:
+    """A model that only reads: whole, or a base with a PEFT adapter merged into it."""
+    lora = is_lora_folder(request.path) and (request.base is not None or not _has_weights(request.path))
+    if request.base is not None and not lora:
+        raise CheckpointError(
+            f"model_base {request.base} was given, but {request.path} is a plain language model "
+            f"({request.raw_config.get('model_type')}) and no adapter: drop model_base, or pass multimodal=True."
+        )
+    folder = read_lora(request.path) if lora else None
+    path = request.path if folder is None else request.base or folder.settings["base_model_name_or_path"]
+    config = language_model_config(dict(read_config(path)) | dict(request.overwrite), path)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, config=config, output_loading_info=True, **request.build
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"the language model in {path} cannot be loaded: {error}") from error
+    wrong = {kind: sorted(map(str, names))[:6] for kind, names in report.items() if names}
+    if wrong:
+        raise CheckpointError(f"the weights in {path} do not fit {type(model).__name__}: {wrong}")
+    if folder is not None:
+        model = with_lora(model, folder, request.merge_lora)
+    tokenizer = load_tokenizer(request.path if has_tokenizer(request.path) else path)
+    return tokenizer, model.eval(), None, context_length(config)
+
+
+def as_dtype(value: Any) -> torch.dtype | None:
+    """A dtype, or the name of one; None for anything else (a device)."""
+    if isinstance(value, torch.dtype):
+        return value
+    found = getattr(torch, str(value).removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def resolve_dtype(value: str | torch.dtype | None) -> torch.dtype | str:
+    """A floating dtype, or "auto" for the checkpoint's own. Raises ValueError for anything else."""
+    if str(value) in ("None", "auto"):
+        return "auto"
+    dtype = as_dtype(value)
+    if dtype is None or not dtype.is_floating_point:
+        raise ValueError(f"torch_dtype {value!r} is no floating dtype. Use float16, bfloat16, float32 or auto.")
+    return dtype
+
+
+def resolve_attention(name: str | None, use_flash_attn: bool) -> str:
+    """The attention kernel: the one named, else flash if asked for, else sdpa. Flash falls back if not installed."""
+    if str(name) == "None":
+        name = "flash_attention_2" if use_flash_attn else "sdpa"
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        logger.warning("flash attention was asked for but is not installed (pip install flash-attn): using sdpa")
+        return "sdpa"
+    return str(name)
+
+
+def resolve_device_map(device_map: Any, device: str) -> Any:
+    """Where the weights go. `device` other than "cuda" takes the whole model; "auto" without a GPU is the CPU.
+
+    Raises ValueError for a CUDA device on a machine that has none.
+    """
+    if device != "cuda":
+        device_map = {"": device}
+    elif device_map in ("auto", None, "None") and not torch.cuda.is_available():
+        device_map = {"": "cpu"}
+    elif isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
+        device_map = {"": device_map}
+    wanted = device_map.values() if isinstance(device_map, Mapping) else ()
+    if not torch.cuda.is_available() and any(str(place).startswith("cuda") or place == 0 for place in wanted):
+        raise ValueError(f"device_map {device_map!r} needs CUDA, which this machine lacks. Use device='cpu'.")
+    return device_map

@@ -1,0 +1,112 @@
+"""Files that hold one part of a model: mm_projector.bin, mole_encoder.bin, encoder_adapter.bin."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from llava.model.checkpoint_check import may_be_left_over
+from llava.model.checkpoint_gather import copy_into, full_shape
+from llava.model.checkpoint_io import CheckpointError, find_file, read_tensors
+from llava.model.checkpoint_names import MOLE_NAME, NEWLINE, PROJECTOR, WRAPPERS, projector_names, stack_experts
+
+PROJECTOR_FILE = "mm_projector.bin"
+MOLE_FILE = "mole_encoder.bin"
+ADAPTERS_FILE = "encoder_adapter.bin"
+PART_OF_FILE = {PROJECTOR_FILE: "projector", MOLE_FILE: "mole", ADAPTERS_FILE: "adapters"}
+EMBEDDINGS = "model.embed_tokens.weight"
+
+logger = logging.get_logger(__name__)
+
+
+def find_parts(path: str | os.PathLike[str]) -> dict[str, Path]:
+    """Part name -> file, for a directory, a hub repository, or one file.
+
+    One file is told by its tensors, because training gives it other names (`mm_projector/checkpoint-100.bin`).
+    Raises CheckpointError if there is none.
+    """
+    file = Path(path)
+    if file.is_file():
+        return {PART_OF_FILE.get(file.name) or _part_of_tensors(file): file}
+    parts = {part: found for name, part in PART_OF_FILE.items() if (found := find_file(path, name)) is not None}
+    if not parts:
+        raise CheckpointError(f"{path} holds none of {', '.join(PART_OF_FILE)}. Pass a stage-1 output directory.")
+    return parts
+
+
+def _part_of_tensors(file: Path) -> str:
+    names = list(read_tensors(file))
+    if any("mm_projector." in name for name in names):
+        return "projector"
+    if any(".mlp.moe_" in name for name in names):
+        return "mole"
+    if any("adapter" in name for name in names):
+        return "adapters"
+    raise CheckpointError(f"{file} holds no projector, experts or adapters, but {', '.join(names[:4])}.")
+
+
+def read_part(part: str, file: Path) -> dict[str, Tensor]:
+    """The tensors of one part's file, under our names. Raises CheckpointError."""
+    state = read_tensors(file)
+    if part == "projector":
+        return projector_names(state)
+    return stack_experts({WRAPPERS.sub("", name): tensor for name, tensor in state.items()})
+
+
+def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+    """Fill a student's or a distiller's parts from `path` (a directory or one file); returns the parts filled.
+
+    A model without adapters leaves encoder_adapter.bin alone, and adapters of teachers that this run does not have
+    are left out with a warning. Works on parameters partitioned by ZeRO-3, where every rank must call it.
+    Raises CheckpointError naming tensors that are missing, not known, or of the wrong shape.
+    """
+    owned = {WRAPPERS.sub("", name): parameter for name, parameter in _named_tensors(model)}
+    filled = []
+    for part, file in find_parts(path).items():
+        targets = {name: tensor for name, tensor in owned.items() if is_of_part(name, part)}
+        if part == "adapters" and not targets:
+            logger.info(f"{file} is not needed: this model has no adapters")
+            continue
+        state = _fitting(read_part(part, file), targets, part, file)
+        copy_into(targets, state)
+        filled.append(part)
+    return filled
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters, and the buffers that a state dict holds (statistics of the teachers' features)."""
+    buffers = dict(model.named_buffers())
+    kept = [(name, buffers[name]) for name in model.state_dict() if name in buffers]
+    return [*model.named_parameters(), *kept]
+
+
+def is_of_part(name: str, part: str) -> bool:
+    """Whether a tensor may stand in a part's file, by our names."""
+    if part == "projector":
+        return name.startswith((PROJECTOR, "model.vision_resampler.")) or name in (NEWLINE, EMBEDDINGS)
+    if part == "mole":
+        return MOLE_NAME.search(name) is not None
+    return name.startswith("adapters.")
+
+
+def _fitting(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], part: str, file: Path) -> dict[str, Tensor]:
+    optional = {NEWLINE, EMBEDDINGS}
+    unknown = [name for name in state if name not in targets and not may_be_left_over(name, targets)]
+    missing = [name for name in targets if name not in state and name not in optional]
+    if part == "adapters" and unknown:
+        logger.warning(f"{file} has {len(unknown)} tensors of adapters that this run lacks, such as {unknown[0]}")
+        unknown = []
+    wrong = [
+        f"{name} is {tuple(state[name].shape)}, the model has {tuple(full_shape(targets[name]))}"
+        for name in targets.keys() & state.keys()
+        if state[name].shape != full_shape(targets[name])
+    ]
+    if unknown or missing or wrong:
+        raise CheckpointError(
+            f"{file} does not fit the model's {part}: {len(missing)} tensors missing {missing[:4]}, "
+            f"{len(unknown)} not known {unknown[:4]}, {len(wrong)} of the wrong shape {wrong[:4]}. "
+            f"The model must be configured as it was when the file was written."
+        )
+    return {name: tensor for name, tensor in state.items() if name in targets}
