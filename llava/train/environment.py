@@ -1,0 +1,48 @@
+"""What must be in place before a process trains: launcher variables, and DeepSpeed on a machine without a GPU."""
+
+import importlib.util
+import os
+import socket
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def prepare_deepspeed(on_cpu: bool) -> None:
+    """Make `--deepspeed` work however the process was started. Raises ValueError where DeepSpeed is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError("--deepspeed: DeepSpeed is not installed; pip install 'move-kd[train]', or drop the flag")
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # The optional shared-memory collectives would be compiled first, which takes minutes.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _set_single_process_defaults()
+    if on_cpu:
+        # ZeRO-3 loads weights before the Trainer opens the process group, and must know the number of processes then.
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
+def _set_single_process_defaults() -> None:
+    """Started without a launcher: one process, on a port that is free."""
+    if "RANK" in os.environ:
+        return
+    if {"WORLD_SIZE", "LOCAL_RANK"} & set(os.environ):
+        raise ValueError("RANK is not set but WORLD_SIZE or LOCAL_RANK is; start with `deepspeed` or `torchrun`")
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**defaults, "MASTER_PORT": str(_free_port())}.items():
+        os.environ.setdefault(name, value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

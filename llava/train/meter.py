@@ -1,0 +1,118 @@
+"""Named scalars of the steps since the last log, kept on the device and brought to the host only when logged."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became NaN or infinite; the message names the term and the samples."""
+
+
+class StepMeter:
+    """Sums terms and metrics, counts images, and remembers the first micro-batch whose loss is not finite.
+
+    Nothing here waits for the device until `drain` or `check` is called. Every process must call those together.
+    """
+
+    def __init__(self) -> None:
+        self._restart_clock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.steps = 0
+        self.images = 0
+        self.samples: list[Sequence[str]] = []
+        self.names: list[str] = []
+        self.first_bad: Tensor | None = None
+
+    def _restart_clock(self) -> None:
+        self.started = time.monotonic()
+
+    def pause(self) -> None:
+        """Leave the time since the last log out of the throughput: something else than training took it."""
+        self._restart_clock()
+        self.images = 0
+
+    @torch.no_grad()
+    def add(self, outputs: Mapping[str, Any], samples: Sequence[str], images: int) -> None:
+        """outputs: what the distiller returned. samples: ids of the micro-batch, for the message if it is bad."""
+        values = {**outputs["terms"], **outputs["metrics"]}
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self._watch({"loss": outputs["loss"], **outputs["terms"]})
+        self.samples.append(samples)
+        self.steps += 1
+        self.images += images
+
+    def _watch(self, terms: Mapping[str, Tensor]) -> None:
+        losses = torch.stack([value.detach().float() for value in terms.values()])
+        never = torch.full_like(losses, math.inf)
+        now = torch.where(torch.isfinite(losses), never, torch.full_like(losses, float(self.steps)))
+        self.names = list(terms)
+        self.first_bad = now if self.first_bad is None else torch.minimum(self.first_bad, now)
+
+    def check(self) -> None:
+        """Raises NonFiniteLoss on every process if a loss since the last log was not finite on any of them."""
+        if self.first_bad is not None and _sum_over_processes(self._bad_count()[None])[0]:
+            self._fail()
+
+    def _bad_count(self) -> Tensor:
+        assert self.first_bad is not None
+        return torch.isfinite(self.first_bad).sum().float()
+
+    def _fail(self) -> NoReturn:
+        assert self.first_bad is not None
+        first = zip(self.names, self.first_bad.tolist(), strict=True)
+        bad = {name: int(step) for name, step in first if math.isfinite(step)}
+        messages = _gather_objects(self._describe(bad) if bad else None)
+        raise NonFiniteLoss("; ".join(text for text in messages if text))
+
+    def _describe(self, bad: Mapping[str, int]) -> str:
+        step = min(bad.values())
+        terms = sorted(name for name, value in bad.items() if value == step and (name != "loss" or len(bad) == 1))
+        samples = ", ".join(str(sample) for sample in self.samples[step])
+        back = self.steps - 1 - step
+        return f"{' and '.join(terms)} not finite {back} micro-batches before the last, in samples {samples}"
+
+    def drain(self) -> dict[str, float]:
+        """Means since the last call over steps and processes, with images per second over all processes.
+
+        Raises NonFiniteLoss as `check` does.
+        """
+        if self.first_bad is None:
+            return {}
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        names = sorted(self.sums)
+        means = torch.stack([self.sums[name] / self.counts[name] for name in names])
+        counts = torch.tensor([1, self.images], dtype=torch.float32, device=self.first_bad.device)
+        *sums, processes, images, bad = _sum_over_processes(torch.cat([means, counts, self._bad_count()[None]]))
+        if bad:
+            self._fail()
+        self._reset()
+        self._restart_clock()
+        logs = {name: value / processes for name, value in zip(names, sums, strict=True)}
+        return {**logs, "images_per_second": round(images / elapsed, 3)}
+
+
+def _sum_over_processes(values: Tensor) -> list[float]:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values.tolist()
+
+
+def _gather_objects(value: Any) -> list[Any]:
+    if not torch.distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,146 @@
+"""Which checkpoint of an output directory to go on from, and how a complete one is told from a half-written one.
+
+A checkpoint counts only once its marker is there. The marker is written last and lists every file with its size,
+so that a crash while writing, a full disk or an interrupted copy is noticed before any state is loaded.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import logging
+
+logger = logging.get_logger(__name__)
+
+MARKER = "complete.json"
+CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What wrote a checkpoint, and must read it: DeepSpeed's shards fit only the same stage and process count."""
+
+    name: str
+    processes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} with {self.processes} process{'es' * (self.processes > 1)}"
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.name.startswith("zero")
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Every `checkpoint-N` of a directory, by N, complete or not."""
+    folder = Path(output_dir)
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    numbered = [(int(match[1]), path) for path in found if (match := CHECKPOINT.match(path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def mark_complete(directory: str | Path, step: int, engine: Engine) -> None:
+    """Write the marker: the last thing that happens to a checkpoint."""
+    folder = Path(directory)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    temporary = folder / (MARKER + ".writing")
+    with open(temporary, "w") as file:
+        json.dump({"step": step, "engine": asdict(engine), "files": sizes}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(folder / MARKER)
+
+
+def defect(directory: str | Path) -> str | None:
+    """Why a checkpoint cannot be resumed from; None if it is complete."""
+    folder = Path(directory)
+    marker = folder / MARKER
+    if not marker.is_file():
+        return f"it has no {MARKER}, so it was not written to the end"
+    try:
+        sizes = json.loads(marker.read_text())["files"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"its {MARKER} cannot be read"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def written_by(directory: str | Path) -> Engine:
+    return Engine(**json.loads((Path(directory) / MARKER).read_text())["engine"])
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint. Newer ones that are not complete are named in a warning and passed over."""
+    for path in reversed(checkpoints(output_dir)):
+        problem = defect(path)
+        if problem is None:
+            return path
+        logger.warning(f"skipping {path}: {problem}")
+    return None
+
+
+def checkpoint_to_resume(output_dir: str | Path, asked: str | None, engine: Engine) -> str | None:
+    """The checkpoint to go on from: the one `asked` for, else the newest complete one; None to begin at step 0.
+
+    asked: a directory, or True / "latest" for the newest one, or False to begin anew beside what is there.
+    Raises FileNotFoundError or ValueError for one that is missing, not complete, or of another engine.
+    """
+    if asked is not None and str(asked).lower() in ("false", "none"):
+        return None
+    if asked is None or str(asked).lower() in ("true", "latest"):
+        found = last_checkpoint(output_dir)
+        if found is None and asked is not None:
+            raise FileNotFoundError(f"--resume_from_checkpoint {asked}: {output_dir} has no complete checkpoint")
+    else:
+        found = Path(asked)
+        if not found.is_dir():
+            raise FileNotFoundError(f"--resume_from_checkpoint {asked}: no such directory")
+        if (problem := defect(found)) is not None:
+            raise ValueError(f"--resume_from_checkpoint {asked}: {problem}")
+    if found is None:
+        return None
+    _check_engine(found, engine)
+    return str(found)
+
+
+def _check_engine(checkpoint: Path, engine: Engine) -> None:
+    writer = written_by(checkpoint)
+    same = writer == engine if writer.is_sharded or engine.is_sharded else True
+    if not same:
+        raise ValueError(
+            f"{checkpoint} was written by {writer}, and this run is {engine}. Resume with the same "
+            "--deepspeed file and as many processes, or begin anew with another --output_dir."
+        )
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    for path in checkpoints(output_dir):
+        shutil.rmtree(path)
+
+
+def keep_newest(output_dir: str | Path, limit: int | None, best: str | None = None) -> None:
+    """Delete all but the newest `limit` complete checkpoints and the best one, and what is left of older broken ones.
+
+    limit: None or 0 keeps every complete checkpoint.
+    """
+    complete = [path for path in checkpoints(output_dir) if defect(path) is None]
+    if not complete:
+        return
+    kept = set(complete[-limit:]) if limit else set(complete)
+    if best is not None:
+        kept.add(Path(best))
+    newest = complete[-1]
+    for path in checkpoints(output_dir):
+        if path == newest:
+            break
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,64 @@
+"""Train a LLaVA model: the recipe that both stages, plain or distilled, go through.
+
+    python llava/train/train.py --model_name_or_path ... --vision_tower ... --data_path ... --output_dir ...
+
+Works under `deepspeed` and `torchrun`, and as a single process. See docs/training.md for the flags.
+"""
+
+import sys
+
+from transformers import logging, set_seed
+
+from llava.train.arguments import parse_run
+from llava.train.build import (
+    build_data,
+    build_distiller,
+    build_student,
+    build_teachers,
+    build_tokenizer,
+    set_precision,
+    unused_parameters,
+)
+from llava.train.errors import readable_errors, resumable
+from llava.train.llava_trainer import LLaVATrainer
+from llava.train.run_config import Run
+from llava.train.stages import apply_stage, trainable_report
+
+logger = logging.get_logger(__name__)
+
+
+def train(attn_implementation: str | None = None) -> None:
+    """One run, from the command line's flags. attn_implementation: used where no flag says otherwise."""
+    run = parse_run(sys.argv[1:], attn_implementation)
+    set_seed(run.hf.seed)
+    tokenizer = build_tokenizer(run.model)
+    student = build_student(run, tokenizer)
+    teachers = build_teachers(run, student)
+    distiller = build_distiller(run, student, teachers)
+    apply_stage(distiller.parts(), run.stage, unused=unused_parameters(distiller, "mole" in run.stage.trainable))
+    if not run.hf.deepspeed:
+        set_precision(distiller, run.model.dtype)
+    data = build_data(run, tokenizer, student, teachers)
+    trainer = LLaVATrainer(distiller, run, tokenizer=tokenizer, teachers=teachers, **data)
+    announce(run, trainer)
+    with resumable(run.hf.output_dir):
+        trainer.train()
+    trainer.save_state()
+    trainer.save_model()
+
+
+def announce(run: Run, trainer: LLaVATrainer) -> None:
+    """What trains, and every flag that has no effect, once."""
+    if trainer.is_world_process_zero():
+        for line in run.warnings:
+            logger.warning(line)
+        print("\n".join(trainable_report(trainer.model.parts(), run.learning_rates)), flush=True)
+
+
+def main(attn_implementation: str | None = None) -> None:
+    with readable_errors():
+        train(attn_implementation)
+
+
+if __name__ == "__main__":
+    main()

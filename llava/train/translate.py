@@ -1,0 +1,207 @@
+"""Checks that span several groups of flags, and their translation into the frozen configs of `run_config.py`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
+from llava.train.data_config import DataConfig
+from llava.train.distill_arguments import DistillArguments
+from llava.train.model_arguments import DataArguments, ModelArguments
+from llava.train.run_config import DistillRun, LoraSettings, ModelConfig, QuantizationSettings, Run, VisionConfig
+from llava.train.stages import StageFlags, select_stage
+from llava.train.training_arguments import TrainingArguments
+
+# Entries of config.json that are recorded from the flags of the same name.
+RECORDED = {
+    ModelArguments: (
+        "tune_mm_mlp_adapter", "tune_mm_vision_resampler", "unfreeze_mm_vision_tower", "mm_tunable_parts",
+        "mm_use_im_start_end", "mm_use_im_patch_token", "vision_tower_pretrained", "delay_load", "mm_newline_position",
+        "mm_spatial_pool_stride", "mm_spatial_pool_mode", "add_faster_video", "faster_token_stride",
+        "use_pos_skipping", "pos_skipping_range",
+    ),
+    DataArguments: (
+        "image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution",
+        "add_time_instruction", "force_sample",
+    ),
+    TrainingArguments: ("freeze_mm_mlp_adapter", "mm_projector_lr", "mm_vision_tower_lr"),
+}  # fmt: skip
+
+
+def build_run(
+    model: ModelArguments,
+    data: DataArguments,
+    training: TrainingArguments,
+    distill: DistillArguments,
+    attn_implementation: str | None,
+) -> Run:
+    """Check what no group can check by itself, and translate."""
+    if not model.model_name_or_path:
+        raise ValueError("--model_name_or_path is missing: a language model, or a LLaVA checkpoint to go on from")
+    if distill.has_experts and model.vision_tower is None:
+        raise ValueError("experts and teachers need a vision tower; add --vision_tower")
+    if not data.data_path:
+        raise ValueError("--data_path is missing: JSON, JSONL, parquet or a YAML mixture (docs/data.md)")
+    if model.mm_resampler_type not in (None, "identity"):
+        raise ValueError(f"--mm_resampler_type {model.mm_resampler_type!r} is not supported; leave it out")
+    mole = distill.mole_config()
+    stage = select_stage(_stage_flags(model, training, implied_experts=distill.moe_encoder is None and mole is not None))
+    distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
+    return Run(
+        model=_model_config(model, data, training, mole, distillation, attn_implementation),
+        data=_data_config(model, data, training, distill.distill_views),
+        distill=distillation,
+        stage=stage,
+        learning_rates=_learning_rates(training),
+        init_from=_stage_one_files(model),
+        save_whole=training.finetune or not stage.is_light,
+        sampling=_sampling(training),
+        resume_from=training.resume_from_checkpoint,
+        start_over=training.overwrite_output_dir,
+        hf=training,
+        warnings=tuple(training.notes),
+    )
+
+
+def _distill_run(distill: DistillArguments, training: TrainingArguments, trains_experts: bool) -> DistillRun | None:
+    config = distill.to_config(tune_encoder=trains_experts)
+    if config is None:
+        return None
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, None: _dtype(training)}
+    if distill.teacher_dtype not in dtypes:
+        raise ValueError(f"--teacher_dtype {distill.teacher_dtype!r}: choose bf16, fp16 or fp32")
+    return DistillRun(
+        config=config,
+        teachers=tuple(distill.teacher_specs()),
+        released=distill.recipe == "release",
+        teacher_dtype=dtypes[distill.teacher_dtype],
+        shard_teachers=distill.shard_teachers,
+        teacher_cache=distill.teacher_cache,
+    )
+
+
+def _dtype(training: TrainingArguments) -> torch.dtype:
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+
+
+def _stage_flags(model: ModelArguments, training: TrainingArguments, implied_experts: bool) -> StageFlags:
+    """implied_experts: teachers brought experts along that nobody mentioned; they are there to be trained."""
+    names = {field.name for field in dataclasses.fields(StageFlags)}
+    given = {name: value for name, value in {**vars(training), **vars(model)}.items() if name in names}
+    if implied_experts and given["tune_encoder"] is None:
+        given["tune_encoder"] = True
+    return StageFlags(**given)
+
+
+def _learning_rates(training: TrainingArguments) -> dict[str, float]:
+    own = {
+        "projector": training.mm_projector_lr,
+        "mole": training.mole_lr,
+        "vision_tower": training.mm_vision_tower_lr,
+        "language_model": None,
+        "adapters": training.adapter_lr,
+    }
+    return {part: training.learning_rate if rate is None else rate for part, rate in own.items()}
+
+
+def _sampling(training: TrainingArguments) -> str:
+    """The order of samples: a mode of `LengthGroupedSampler`, or "shuffle"."""
+    modes = {
+        "modality": training.group_by_modality_length,
+        "modality_auto": training.group_by_modality_length_auto,
+        "variable": training.group_by_varlen,
+        "length": training.group_by_length or training.train_sampling_strategy == "group_by_length",
+    }
+    if training.train_sampling_strategy not in ("random", "group_by_length"):
+        raise ValueError(f"--train_sampling_strategy {training.train_sampling_strategy} is not supported")
+    training.train_sampling_strategy = "random"  # the order is ours; the Trainer must not group validation samples
+    chosen = [mode for mode, wanted in modes.items() if wanted]
+    if len(chosen) > 1:
+        raise ValueError(f"choose one way to group samples by length, not {len(chosen)}: {', '.join(chosen)}")
+    return chosen[0] if chosen else "shuffle"
+
+
+def _stage_one_files(model: ModelArguments) -> tuple[str, ...]:
+    flags = (model.init_from, model.pretrain_mm_mlp_adapter, model.pretrain_mole_encoder, model.pretrain_encoder_adapter)
+    for path in filter(None, flags):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such stage-1 file or directory")
+    return tuple(path for path in flags if path)
+
+
+def attention(asked: str | None, notes: list[str]) -> str:
+    """The attention kernel of the language model: the one asked for, or sdpa where flash-attn is not installed."""
+    if asked == "flash_attention_2" and not is_flash_attn_2_available():
+        notes.append("flash-attn is not installed (or there is no GPU); attention runs as sdpa")
+        return "sdpa"
+    return asked or "sdpa"
+
+
+def _model_config(
+    model: ModelArguments,
+    data: DataArguments,
+    training: TrainingArguments,
+    mole: MoLEConfig | None,
+    distillation: DistillRun | None,
+    attn_implementation: str | None,
+) -> ModelConfig:
+    lora = LoraSettings(training.lora_r, training.lora_alpha, training.lora_dropout, training.lora_bias)
+    quantization = QuantizationSettings(training.bits, training.double_quant, training.quant_type)
+    return ModelConfig(
+        path=str(model.model_name_or_path),
+        template=model.version,
+        dtype=_dtype(training),
+        attn_implementation=attention(training.attn_implementation or attn_implementation, training.notes),
+        max_length=training.model_max_length,
+        cache_dir=training.cache_dir,
+        vision=_vision_config(model, mole),
+        lora=lora if training.lora_enable else None,
+        quantization=quantization if training.bits != 16 else None,
+        rope_scaling=_rope_scaling(model),
+        compile_backend=training.compile_backend,
+        compile_mode=training.compile_mode,
+        extra=_config_entries(model, data, training, distillation is not None),
+    )
+
+
+def _vision_config(model: ModelArguments, mole: MoLEConfig | None) -> VisionConfig | None:
+    if model.vision_tower is None:
+        return None
+    names = {field.name for field in dataclasses.fields(VisionConfig)} - {"moe", "pretrain_mm_mlp_adapter"}
+    settings = {name: value for name, value in vars(model).items() if name in names}
+    return VisionConfig(**settings, moe=None if mole is None else mole.to_dict())
+
+
+def _rope_scaling(model: ModelArguments) -> dict[str, Any] | None:
+    if model.rope_scaling_factor is None:
+        return None
+    return {"rope_type": model.rope_scaling_type or "linear", "factor": model.rope_scaling_factor}
+
+
+def _config_entries(
+    model: ModelArguments, data: DataArguments, training: TrainingArguments, distills: bool
+) -> dict[str, Any]:
+    groups = {ModelArguments: model, DataArguments: data, TrainingArguments: training}
+    entries = {name: vars(group)[name] for kind, group in groups.items() for name in RECORDED[kind]}
+    entries["tokenizer_model_max_length"] = training.model_max_length
+    return entries | ({"kd": {"kd_mode": True}} if distills else {})
+
+
+def _data_config(
+    model: ModelArguments, data: DataArguments, training: TrainingArguments, distill_views: str
+) -> DataConfig:
+    names = {field.name for field in dataclasses.fields(DataConfig)}
+    given = {name: value for name, value in vars(data).items() if name in names}
+    return DataConfig(
+        **given,
+        is_multimodal=model.vision_tower is not None,
+        mm_use_im_start_end=model.mm_use_im_start_end,
+        model_max_length=training.model_max_length,
+        distill_views=distill_views,
+        bad_sample_log=str(Path(training.output_dir) / "bad_samples.jsonl"),
+        cache_dir=training.cache_dir,
+        seed=training.seed,
+    )

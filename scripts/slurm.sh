@@ -1,0 +1,20 @@
+#!/bin/bash
+#SBATCH --job-name=llava
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+#
+# Any training script under SLURM: sbatch scripts/slurm.sh scripts/v1_5/finetune.sh
+# A requeued job goes on from the last complete checkpoint, losing at most --save_steps steps.
+set -euo pipefail
+
+export NODES=$SLURM_NNODES
+export GPUS=${SLURM_GPUS_PER_NODE##*:}
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export HEAD
+
+srun --kill-on-bad-exit=1 bash -c 'NODE=$SLURM_NODEID exec bash scripts/multinode.sh "$@"' launch "$@"
