@@ -56,7 +56,7 @@ class CLIPVisionTower(VisionTower):
             routing=tuple(routing),
         )
 
-    def _cls_attention(self, states: dict[int, Tensor]) -> Tensor:
+    def _cls_attention(self, states: list[Tensor | None]) -> Tensor:
         if self.anchor == 0:
             raise ValueError("mm_vision_select_layer 0 is the encoder's input: no block attends there")
         block = self.vision_tower.vision_model.encoder.layers[self.anchor - 1]

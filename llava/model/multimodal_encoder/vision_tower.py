@@ -89,7 +89,7 @@ class VisionTower(nn.Module):
         features = self.encode(torch.stack(list(images))).features
         return [feature[None].to(image.dtype) for feature, image in zip(features, images, strict=True)]
 
-    def _hidden_states(self, images: Tensor, keep: set[int], num_layers: int) -> dict[int, Tensor]:
+    def _hidden_states(self, images: Tensor, keep: set[int], num_layers: int) -> list[Tensor | None]:
         """The hidden states in `keep`; gradients are recorded only if something in the tower learns."""
         device = self.device
         # Offloaded weights are on `meta`; accelerate's hooks then move the images where they belong.

@@ -79,15 +79,15 @@ class VisionTransformer(nn.Module):
         self.encoder = Encoder([layer(config) for _ in range(num_layers)])
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, images: Tensor, keep: Collection[int], num_layers: int) -> dict[int, Tensor]:
-        """Run `num_layers` layers and return the hidden states in `keep`: 0 is the input of the first layer,
-        i the output of the i-th. images: (T, 3, S, S); each state (T, [1 +] N, D), not normalized."""
+    def forward(self, images: Tensor, keep: Collection[int], num_layers: int) -> list[Tensor | None]:
+        """Run `num_layers` layers and return the hidden states: entry 0 is the input of the first layer, i the output
+        of the i-th, None where `keep` does not ask for it. images: (T, 3, S, S); each state (T, [1 +] N, D), not
+        normalized. (A list, because ZeRO-3's hooks want string keys in the dicts that a module returns.)"""
         hidden = self.pre_layrnorm(self.embeddings(images))
-        states = {0: hidden} if 0 in keep else {}
+        states = [hidden if 0 in keep else None]
         for index, layer in enumerate(self.encoder.layers[:num_layers], start=1):
             hidden = layer(hidden, None)  # positional, so that checkpointing sees the tensor
-            if index in keep:
-                states[index] = hidden
+            states.append(hidden if index in keep else None)
         return states
 
 
