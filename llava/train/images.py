@@ -1,6 +1,7 @@
 """Pictures from files or from bytes in a record; one that cannot be used is named with what is wrong."""
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def open_lazily(data: bytes, what: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadSample(f"{what} has more than {MAX_PIXELS:,} pixels; scale it down", "huge_image") from None
     except Exception as error:  # Pillow's format plug-ins raise whatever their parsing runs into
-        raise BadSample(f"{what} cannot be opened: {error!r}", "corrupt_image") from None
+        raise BadSample(f"{what} cannot be opened: {error!r}", reason_of(error)) from None
     width, height = image.size
     if max(width, height) > MAX_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
         limits = f"no side above {MAX_SIDE} pixels and none above {MAX_ASPECT} times the other"
@@ -106,12 +107,14 @@ def decode(data: bytes, what: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about palettes with transparency and broken EXIF data
             return image.convert("RGB")
-    except Exception as error:  # as above; a cut-off file is an OSError whose text says so
-        is_cut = isinstance(error, OSError | EOFError) and any(
-            word in str(error) for word in ("truncated", "broken data")
-        )
-        reason = "truncated_image" if is_cut else "corrupt_image"
-        raise BadSample(f"{what} cannot be decoded: {error!r}", reason) from None
+    except Exception as error:  # as above
+        raise BadSample(f"{what} cannot be decoded: {error!r}", reason_of(error)) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Pillow has no type for a file that ends too early, but says so."""
+    is_cut = isinstance(error, EOFError) or re.search("truncated|broken data", str(error), re.IGNORECASE)
+    return "truncated_image" if is_cut else "corrupt_image"
 
 
 def actual_format(data: bytes, name: str) -> tuple[str, str] | None:
