@@ -133,7 +133,18 @@ def _load_multimodal(request: Request) -> Loaded:
         model, tokenizer_path = _load_full(request), request.path
     tokenizer = load_tokenizer(tokenizer_path)
     add_image_tokens(tokenizer, model)
-    return tokenizer, model.eval(), model.get_vision_tower().image_processor, context_length(model.config)
+    return tokenizer, model.eval(), _image_processor(model), context_length(model.config)
+
+
+def _image_processor(model: Any) -> Any:
+    tower = model.get_vision_tower()
+    try:
+        return tower.image_processor
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the image processor of vision tower {tower.vision_tower_name} cannot be loaded "
+            f"({str(error).splitlines()[0]}). Copy preprocessor_config.json there from the encoder's own release."
+        ) from error
 
 
 def _has_weights(path: str) -> bool:

@@ -21,7 +21,7 @@ from llava.model.checkpoint_io import CheckpointError, find_file, read_json, rea
 from llava.model.checkpoint_lora import load_lora, save_lora
 from llava.model.checkpoint_names import VISION_MODEL, fit_expert_layers, tower_name, upgrade_state_dict
 from llava.model.checkpoint_parts import load_parts
-from llava.model.checkpoint_save import consistent_generation_config, save_parts, save_student
+from llava.model.checkpoint_save import consistent_generation, save_parts, save_student
 
 __all__ = [
     "CheckpointError",
@@ -152,7 +152,8 @@ def read_generation_config(path: str | os.PathLike[str]) -> GenerationConfig | N
     """generation_config.json, or what config.json says of generation; None if it says nothing."""
     file = find_file(path, "generation_config.json")
     if file is not None:
-        return consistent_generation_config(GenerationConfig.from_dict(read_json(file)))
-    raw = read_config(path)
-    values = {name: raw[name] for name in GenerationConfig().to_dict() if raw.get(name) is not None}
-    return consistent_generation_config(GenerationConfig.from_dict(values)) if values else None
+        values = read_json(file)
+    else:
+        raw = read_config(path)
+        values = {name: raw[name] for name in GenerationConfig().to_dict() if raw.get(name) is not None}
+    return GenerationConfig.from_dict(consistent_generation(values)) if values else None

@@ -84,21 +84,17 @@ def write_config(student: PreTrainedModel, directory: Path) -> None:
 
 def write_generation_config(settings: GenerationConfig | None, directory: Path) -> None:
     if settings is not None:
-        clean = consistent_generation_config(settings)
-        write_json(json.loads(clean.to_json_string()), directory / "generation_config.json")
+        write_json(consistent_generation(json.loads(settings.to_json_string())), directory / "generation_config.json")
 
 
-def consistent_generation_config(settings: GenerationConfig) -> GenerationConfig:
-    """Without sampling values where sampling is off.
+def consistent_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json's content without sampling values where sampling is off.
 
     Vicuna's and LLaVA's published files name a temperature but no `do_sample`: generation is greedy, and
     transformers 5 warns at every call and refuses to save.
     """
-    if settings.do_sample:
-        return settings
-    settings = copy.deepcopy(settings)
-    settings.temperature = settings.top_p = settings.top_k = settings.typical_p = settings.min_p = None
-    return settings
+    sampling = set() if settings.get("do_sample") else {"temperature", "top_p", "top_k", "typical_p", "min_p"}
+    return {name: value for name, value in settings.items() if name not in sampling}
 
 
 def save_parts(

@@ -7,7 +7,9 @@ from typing import Any
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.checkpoint_gather import full_shape
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json
+from llava.model.vision_modules import whole
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -53,13 +55,13 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
     """Give the embeddings and the head at least `rows` rows; they are never cut, since many models pad them."""
-    before = model.get_input_embeddings().weight.shape[0]
+    before = full_shape(model.get_input_embeddings().weight)[0]
     if rows <= before:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        weight = module.weight.data
-        weight[before:] = weight[:before].float().mean(dim=0).to(weight.dtype)
+        with whole(module.weight) as table:
+            table[before:] = table[:before].float().mean(dim=0).to(table.dtype)
 
 
 def context_length(config: PreTrainedConfig) -> int:

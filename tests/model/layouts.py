@@ -17,7 +17,6 @@ from tests.tiny import (
     NUM_PATCHES,
     PINPOINTS,
     VISION_WIDTH,
-    tiny_clip_folder,
     tiny_images,
     tiny_llava,
     tiny_siglip_folder,
@@ -68,9 +67,9 @@ def write_bin_shards(folder: Path, state: Mapping[str, Tensor], shards: int = 2)
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def llava_15(directory: Path) -> tuple[Path, PreTrainedModel]:
+def llava_15(directory: Path, **overrides: Any) -> tuple[Path, PreTrainedModel]:
     """llava-v1.5-7b: `llava`, two .bin shards with rotary tables and without the tower, mm_projector.bin beside."""
-    model = tiny_llava(directory)
+    model = tiny_llava(directory, **overrides)
     folder = tiny_tokenizer_folder(directory / "llava-v1.5-tiny")
     write_settings(folder, settings_of(model, model_type="llava", max_length=512, unfreeze_mm_vision_tower=False))
     (folder / "generation_config.json").write_text(json.dumps({"max_length": 512, "temperature": 0.9, "top_p": 0.6}))
@@ -114,12 +113,12 @@ def onevision(directory: Path) -> tuple[Path, PreTrainedModel]:
     return folder, model
 
 
-def tiny_move_kd(directory: Path, **moe: Any) -> PreTrainedModel:
+def tiny_move_kd(directory: Path, **overrides: Any) -> PreTrainedModel:
     """A MoVE-KD student whose experts differ from each other and from nothing."""
     from llava.model import MoVELlavaLlamaConfig, MoVELlavaLlamaForCausalLM
 
-    plain = tiny_llava(directory)
-    raw = plain.config.to_dict() | {"moe": MOE | moe, "kd": {"kd_mode": True}}
+    plain = tiny_llava(directory, **overrides)
+    raw = plain.config.to_dict() | {"moe": MOE, "kd": {"kd_mode": True}}
     raw.pop("model_type")
     model = MoVELlavaLlamaForCausalLM(MoVELlavaLlamaConfig(**raw))
     model.get_vision_tower().load_model()
@@ -129,9 +128,9 @@ def tiny_move_kd(directory: Path, **moe: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def move_kd(directory: Path) -> tuple[Path, PreTrainedModel]:
+def move_kd(directory: Path, **overrides: Any) -> tuple[Path, PreTrainedModel]:
     """MoVE-KD-7b-v1.0: `move_llava_llama`, single experts, adapters left over, no 'llava' in the folder's name."""
-    model = tiny_move_kd(directory)
+    model = tiny_move_kd(directory, **overrides)
     folder = tiny_tokenizer_folder(directory / "MoVE-KD-tiny")
     write_settings(folder, settings_of(model))
     state = publish_experts(dict(model.state_dict()))
@@ -174,7 +173,3 @@ def hf_native(directory: Path, next_version: bool = False) -> tuple[Path, Any]:
     CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size).save_pretrained(folder)
     assert model.config.text_config.hidden_size == HIDDEN_SIZE
     return folder, model
-
-
-def clip_folder(directory: Path) -> Path:
-    return tiny_clip_folder(directory)
