@@ -123,13 +123,14 @@ class Conversation:
         return picture if return_pil else _as_base64(picture, image_format)
 
     def get_images(self, return_pil: bool = False, return_path: bool = False) -> list[Any]:
-        """The pictures of the user's turns in order, processed; with `return_path` as they were given."""
+        """The pictures of the user's turns in order, processed; videos, and with `return_path` all, as given."""
         images = []
         for _, message in self.messages[self.offset :: 2]:
             if isinstance(message, tuple):
                 _, pictures, mode = message
                 for picture in _as_list(pictures):
-                    images.append(picture if return_path else self.process_image(picture, mode, return_pil))
+                    is_kept = return_path or (isinstance(picture, str) and self.is_video_file(picture))
+                    images.append(picture if is_kept else self.process_image(picture, mode, return_pil))
         return images
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:

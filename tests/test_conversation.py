@@ -150,6 +150,9 @@ def test_pictures_are_collected_from_objects_lists_and_paths(tmp_path) -> None:
     conversation.append_message("Human", ("<image><image>", [str(path), path], "Pad"))
     assert [image.size for image in conversation.get_images(return_pil=True)] == [(2, 2), (6, 6), (6, 6)]
     assert conversation.get_images(return_path=True)[1:] == [str(path), path]
+    conversation.append_message("Assistant", "B")
+    conversation.append_message("Human", ("<image>", "clip.mp4", "Default"))
+    assert conversation.get_images()[-1] == "clip.mp4"
     encoded = conversation.get_images()[1]
     assert Image.open(BytesIO(base64.b64decode(encoded))).format == "PNG"
 

@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -102,3 +103,8 @@ def test_package_names_its_classes_and_refuses_others() -> None:
     assert "LlavaLlamaForCausalLM" in dir(llava)
     with pytest.raises(AttributeError, match="no attribute 'Llava'"):
         _ = llava.Llava
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import llava, sys; sys.exit(bool({'torch', 'transformers', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

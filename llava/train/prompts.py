@@ -123,7 +123,8 @@ def training_pieces(
         raise UnusableSample("no turn of a human")
     if template.sep_style is SeparatorStyle.PLAIN:
         spoken = _caption(spoken, has_image)
-    if template.sep_style is SeparatorStyle.GEMMA and speakers != ["human", "gpt"] * (len(speakers) // 2):
+    alternating = [("human", "gpt")[index % 2] for index in range(len(speakers))]
+    if template.sep_style is SeparatorStyle.GEMMA and speakers != alternating:
         raise UnusableSample(f"the turns of a Gemma prompt alternate between human and gpt, got {speakers}")
     turns = [_as_turn(speaker, text, template, layout) for speaker, text in spoken]
     return render(layout, turns, system=template.system, sep=template.sep, sep2=template.sep2)

@@ -18,7 +18,6 @@ second), and `qwen` respects the maximum length (upstream ignores it).
 """
 
 from itertools import groupby
-from os.path import commonprefix
 from typing import Any
 
 import pytest
@@ -97,7 +96,7 @@ def labels_by_prefix(case: Case, row: dict[str, Any], tokenizer: PreTrainedToken
         start = end
         prefix += "".join(piece.text for piece in stretch)
         reached = encode(prefix, tokenizer, row["has_image"])
-        end = len(commonprefix([reached, ids]))
+        end = next((index for index, token in enumerate(reached) if token != ids[index]), len(reached))
         if is_learned:
             until = end + (end < len(reached))
             labels[start:until] = ids[start:until]
