@@ -88,7 +88,8 @@ def test_loss_logits_and_gradients_of_a_published_checkpoint(case: Case) -> None
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=bound)
     assert gradients.keys() == case.meta["grad_norms"].keys()
     for name, norm in case.meta["grad_norms"].items():
-        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-7), name  # key biases: 0 but for rounding
+        # The gradient of a key bias is 0 but for rounding.
+        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-7), name
 
 
 def test_greedy_answer_of_a_published_checkpoint(case: Case) -> None:

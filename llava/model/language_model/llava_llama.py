@@ -12,6 +12,9 @@ class LlavaConfig(LlamaConfig):
 class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     config_class = LlavaConfig
 
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)  # ZeRO-3 partitions what a class's own __init__ made
+
 
 class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     config_class = LlavaConfig

@@ -12,6 +12,9 @@ class LlavaMistralConfig(MistralConfig):
 class LlavaMistralModel(LlavaMetaModel, MistralModel):
     config_class = LlavaMistralConfig
 
+    def __init__(self, config: LlavaMistralConfig) -> None:
+        super().__init__(config)  # see LlavaLlamaModel
+
 
 class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
     config_class = LlavaMistralConfig

@@ -12,6 +12,9 @@ class LlavaQwenConfig(Qwen2Config):
 class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
     config_class = LlavaQwenConfig
 
+    def __init__(self, config: LlavaQwenConfig) -> None:
+        super().__init__(config)  # see LlavaLlamaModel
+
 
 class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):
     config_class = LlavaQwenConfig
