@@ -1,0 +1,1 @@
+"""A small drawn world on which the whole of LLaVA can be trained and judged on two CPU cores."""
