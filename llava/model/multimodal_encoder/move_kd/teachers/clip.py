@@ -100,7 +100,9 @@ class Clip(FrozenTeacher):
         *earlier, last = net.encoder.layers
         for block in earlier:
             hidden = block(hidden, None)
-        attention = cls_attention_row(last, hidden)
+        # One row alone takes another kernel than several, which rounds differently; features must not depend on that.
+        twice = hidden.expand(2, -1, -1) if len(hidden) == 1 else hidden
+        attention = cls_attention_row(last, twice)[: len(hidden)]
         hidden = last(hidden, None)
         return TeacherFeatures(hidden[:, 1:], self.grid, hidden[:, 0], attention)
 
