@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DeepSpeedSchedulerWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ class CheckpointWriter:
         trainer = self.trainer
         if trainer.is_deepspeed_enabled:
             trainer.model_wrapped.save_checkpoint(directory, exclude_frozen_parameters=True)
-            if trainer.args.should_save:
+            if trainer.args.should_save and not isinstance(trainer.lr_scheduler, DeepSpeedSchedulerWrapper):
                 torch.save(trainer.lr_scheduler.state_dict(), f"{directory}/scheduler.pt")
         else:
             trainer._save_optimizer_and_scheduler(directory)

@@ -166,11 +166,16 @@ class LLaVATrainer(Trainer):
         self.meter.pause()
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+        if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # The engine rounds float32 buffers (rotary tables, statistics) to the weights' dtype; they must stay exact.
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self.writer.read_engine(resume_from_checkpoint)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        for name, buffer in self.model.named_buffers():
+            buffer.data = buffers[name].to(buffer.device)
+        if resume_from_checkpoint is not None:
+            self.writer.read_engine(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
