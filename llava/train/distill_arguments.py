@@ -132,14 +132,15 @@ class DistillArguments:
         given = {item: value for flag, item in MOLE_ITEMS.items() if (value := getattr(self, flag)) is not None}
         if not self.has_experts:
             return None
-        if self.moe_encoder_dense is not None:
-            gate = "dense" if self.moe_encoder_dense else given.get("gate", "top1")
-            if given.setdefault("gate", gate) in ("soft", "dense") != self.moe_encoder_dense:
-                raise ValueError(
-                    f"--moe_encoder_dense {self.moe_encoder_dense} and --moe_gate {self.moe_gate} contradict each "
-                    "other; give one of them."
-                )
-        return MoLEConfig.from_recipe(self.recipe, **given)
+        if self.moe_encoder_dense and self.moe_gate is None:
+            given["gate"] = "dense"
+        mole = MoLEConfig.from_recipe(self.recipe, **given)
+        if self.moe_encoder_dense not in (None, mole.is_dense):
+            raise ValueError(
+                f"--moe_encoder_dense {self.moe_encoder_dense} and --moe_gate {self.moe_gate} contradict each other; "
+                "give one of them."
+            )
+        return mole
 
     def _distill_config(self) -> DistillConfig:
         given = {item: value for flag, item in DISTILL_ITEMS.items() if (value := getattr(self, flag)) is not None}

@@ -88,6 +88,11 @@ class MoLEConfig:
         assert self.alpha is not None
         return self.alpha / self.rank
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every expert takes part in every token."""
+        return self.gate in ("soft", "dense")
+
     @classmethod
     def from_dict(cls, moe: Mapping[str, Any]) -> "MoLEConfig":
         """The `moe` entry of a model's config.json. Without our own keys it is a published model: its dropout,
@@ -111,7 +116,7 @@ class MoLEConfig:
         """The published keys, so that other readers of the format understand them, and ours beside them."""
         return {
             "moe_encoder": True,
-            "moe_encoder_dense": self.gate in ("soft", "dense"),
+            "moe_encoder_dense": self.is_dense,
             **{key: getattr(self, name) for key, name in (PUBLISHED_KEYS | OWN_KEYS).items()},
         }
 
