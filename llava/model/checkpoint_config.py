@@ -60,7 +60,7 @@ def type_of_architecture(architecture: str) -> str | None:
     """`LlavaQwenForCausalLM` -> `llava_qwen`; None for a class that we do not have."""
     stem = architecture.removeprefix("Eval").removesuffix("ForCausalLM")
     model_type = "move_llava_llama" if stem == "MoVELlavaLlama" else stem.lower().replace("llava", "llava_", 1)
-    return model_type if model_type in CONFIG_MAPPING and stem != architecture else None
+    return model_type if is_llava_type(model_type) else None
 
 
 def has_model_class(model_type: str | None) -> bool:
