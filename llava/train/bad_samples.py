@@ -39,7 +39,7 @@ class BadSamples:
         self.bad.add(index)
         self._write(index, error.reason, str(error), "skipped")
         count = len(self.bad)
-        if count > self.limit * max(self.seen, SMALLEST_BASE) or count > max(self.limit, 0.5) * self.total:
+        if too_many(count, self.seen, self.total, self.limit):
             raise DataError(
                 f"{count} of the first {max(self.seen, count)} samples read here are bad, more than bad_sample_limit "
                 f"{self.limit:g} allows: {self.summary()}. The last one: {error}. "
@@ -62,9 +62,15 @@ class BadSamples:
         if self.path is None:
             return
         line = json.dumps({"index": index, "reason": reason, "outcome": outcome, "message": message})
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         # One write to a file opened for appending does not mix with those of other processes.
         with open(self.path, "ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
+
+
+def too_many(bad: int, seen: int, total: int, limit: float) -> bool:
+    """Whether `bad` of `seen` samples, out of a data set of `total`, are more than the share `limit` allows."""
+    return bad > limit * max(seen, SMALLEST_BASE) or bad > max(limit, 0.5) * total
 
 
 def read_bad_samples(path: str | os.PathLike[str]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from llava.anyres import parse_grid_pinpoints
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.mm_utils import process_images
@@ -70,6 +71,8 @@ class SupervisedDataset(Dataset[dict[str, Any]]):
         self.geometry = read_geometry(image_processor) if config.is_multimodal else None
         if self.sources:
             check_views(config)
+        if self.geometry is not None and config.is_anyres and config.image_grid_pinpoints is not None:
+            parse_grid_pinpoints(config.image_grid_pinpoints, self.geometry.base_size)  # raises for unusable ones
         self.bad = BadSamples(config.bad_sample_limit, len(records), config.bad_sample_log)
         self._words: np.ndarray | None = None
 

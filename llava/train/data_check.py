@@ -1,0 +1,223 @@
+"""Find what is wrong with training data before it costs a run.
+
+    python -m llava.train.data_check --data_path mix.json --image_folder images --workers 8
+
+reads every record, opens every picture and, given a tokenizer, makes every label. Status 0: nothing found, 1: findings.
+Training makes the cheap part of this (`check_before_training`) before its first step.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers.utils import logging
+
+from llava.model.tokenizer import load_tokenizer
+from llava.train.bad_samples import too_many
+from llava.train.data_config import DataConfig
+from llava.train.data_survey import Finding, Subject, Survey, check_pictures, missing_pictures, survey_records
+from llava.train.dataset import SupervisedDataset
+from llava.train.prompts import training_template
+from llava.train.records import BadSample, DataError
+from llava.train.sources import open_records
+
+logger = logging.get_logger(__name__)
+
+SPAN = 500  # records per piece of work
+PIECE = 50  # pictures per piece of work
+SHOWN = 5  # messages per kind of finding
+COLUMNS = ("records", "one image", "several images", "video", "text only", "not mentioned")
+
+
+def check_before_training(dataset: SupervisedDataset, num_loaded: int = 16) -> list[Finding]:
+    """All records are read, all pictures looked for, and `num_loaded` samples spread over the data are made.
+
+    Raises DataError if on_bad_sample is "stop" and anything was found, or if more is bad than bad_sample_limit allows;
+    otherwise warns. A training run calls it once, on one process.
+    """
+    total = len(dataset)
+    subject = Subject(dataset.records, dataset.config)
+    survey = shared(partial(survey_records, subject), spans(total), 1, total, "check data")
+    missing = missing_pictures(survey.uses)
+    findings = [finding for finding in survey.findings if finding.kind != "empty_answer"] + list(missing.values())
+    bad = survey.bad_records + sum(survey.uses[path][1] for path in missing)
+    for index in sorted({position * total // num_loaded for position in range(num_loaded)}):
+        try:
+            dataset.load(index)
+        except BadSample as error:
+            if is_new(error, findings):
+                findings.append(Finding(error.reason, str(error)))
+                bad += 1
+    judge(findings, bad, dataset)
+    return findings
+
+
+def is_new(error: BadSample, findings: Sequence[Finding]) -> bool:
+    """Missing pictures and bad records have all been found; what a load adds is about contents and labels."""
+    return error.reason != "missing_image" and all(finding.message != str(error) for finding in findings)
+
+
+def judge(findings: Sequence[Finding], bad: int, dataset: SupervisedDataset) -> None:
+    if not findings:
+        return
+    config, total = dataset.config, len(dataset)
+    kinds = Counter(finding.kind for finding in findings)
+    summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    first = "; ".join(finding.message for finding in findings[:SHOWN])
+    text = f"{bad} of {total} samples cannot be used ({summary}): {first}{' ...' if len(findings) > SHOWN else ''}"
+    if config.on_bad_sample == "stop" or too_many(bad, total, total, config.bad_sample_limit):
+        raise DataError(
+            f"{text}. Repair or remove them (python -m llava.train.data_check lists all), or skip them with "
+            "--on_bad_sample skip and a higher --bad_sample_limit"
+        )
+    logger.warning(f"{text}. They are skipped")
+
+
+def spans(total: int) -> list[range]:
+    return [range(start, min(start + SPAN, total)) for start in range(0, total, SPAN)]
+
+
+def shared(
+    work: Callable[[Sequence[Any]], Survey], pieces: Sequence[Sequence[Any]], workers: int, total: int, title: str
+) -> Survey:
+    """The joined surveys of all pieces of work, by `workers` processes, in order, with a progress bar."""
+    survey = Survey()
+    with tqdm(total=total, desc=title, delay=2 if workers == 1 else 0) as bar:
+        if workers == 1:
+            for piece in pieces:
+                survey.add(work(piece))
+                bar.update(len(piece))
+            return survey
+        # spawn: a fork of a process that has used threads may hang.
+        with multiprocessing.get_context("spawn").Pool(workers, initializer=remember, initargs=(work,)) as pool:
+            for piece, found in zip(pieces, pool.imap(recall, pieces), strict=True):
+                survey.add(found)
+                bar.update(len(piece))
+    return survey
+
+
+_work: list[Callable[[Sequence[Any]], Survey]] = []  # in a worker: what it does, sent once and not with every piece
+
+
+def remember(work: Callable[[Sequence[Any]], Survey]) -> None:
+    _work.append(work)
+
+
+def recall(piece: Sequence[Any]) -> Survey:
+    return _work[-1](piece)
+
+
+def picture_survey(uses: Sequence[tuple[str, tuple[str, int]]]) -> Survey:
+    return Survey(findings=check_pictures(uses))
+
+
+def check(subject: Subject, workers: int) -> Survey:
+    """Everything there is to find: records, labels, all pictures, duplicate ids."""
+    survey = shared(
+        partial(survey_records, subject), spans(len(subject.records)), workers, len(subject.records), "records"
+    )
+    uses = sorted(survey.uses.items())
+    pieces = [uses[start : start + PIECE] for start in range(0, len(uses), PIECE)]
+    survey.add(shared(picture_survey, pieces, workers, len(uses), "pictures"))
+    survey.findings += survey.duplicates()
+    return survey
+
+
+def print_report(survey: Survey, findings: Sequence[Finding]) -> None:
+    print("records by file")
+    width = max([len(name) for name in survey.sources] + [4])
+    print("  " + "file".ljust(width) + "".join(f"{column:>16}" for column in COLUMNS))
+    for name, counts in survey.sources.items():
+        print("  " + name.ljust(width) + "".join(f"{counts[column]:>16,}" for column in COLUMNS))
+    if survey.folders:
+        print("pictures by folder")
+        for folder, count in survey.folders.most_common(20):
+            print(f"  {count:>10,}  {folder}")
+    if survey.lengths:
+        ordered = sorted(survey.lengths)
+        middle, high = ordered[len(ordered) // 2], ordered[int(0.99 * (len(ordered) - 1))]
+        print(f"tokens per sample, one for each picture: median {middle}, 99% up to {high}, longest {ordered[-1]}")
+    kinds = Counter(finding.kind for finding in findings)
+    for kind, count in kinds.most_common():
+        print(f"{kind}: {count:,}")
+        shown = [finding for finding in findings if finding.kind == kind][:SHOWN]
+        print("\n".join(f"  {finding.message}" for finding in shown))
+        if count > SHOWN:
+            print(f"  ... and {count - SHOWN:,} more (--json FILE lists all)")
+    print(f"{sum(kinds.values()):,} findings" if kinds else "nothing found: the data can be trained on")
+
+
+def write_report(path: str, survey: Survey, findings: Sequence[Finding]) -> None:
+    report = {
+        "records": sum(counts["records"] for counts in survey.sources.values()),
+        "sources": {name: dict(counts) for name, counts in survey.sources.items()},
+        "pictures": dict(survey.folders),
+        "counts": dict(Counter(finding.kind for finding in findings)),
+        "findings": [asdict(finding) for finding in findings],
+    }
+    Path(path).write_text(json.dumps(report, indent=1))
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Find what is wrong with training data before it costs a run.")
+    parser.add_argument(
+        "--data_path", required=True, help="JSON, JSONL, parquet, a{b,c}.json, a folder or a YAML mixture"
+    )
+    parser.add_argument("--image_folder", help="joined with the image of every record")
+    parser.add_argument("--video_folder", help="joined with the video of every record")
+    parser.add_argument("--model_name_or_path", help="also make the labels, with the tokenizer that is there")
+    parser.add_argument("--version", default="v1", help="conversation template of the labels")
+    parser.add_argument("--model_max_length", type=int, help="where samples are cut")
+    parser.add_argument("--cache_dir", help="where parquet files are copied to")
+    parser.add_argument("--seed", type=int, default=42, help="of a mixture's random samples, as in training")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes")
+    parser.add_argument("--json", metavar="FILE", help="write counts and all findings there")
+    parser.add_argument("--allow", nargs="+", default=[], metavar="KIND", help="kinds of findings that are no findings")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: at least 1")
+    return arguments
+
+
+def read_subject(arguments: argparse.Namespace) -> Subject:
+    config = DataConfig(
+        data_path=arguments.data_path,
+        image_folder=arguments.image_folder,
+        video_folder=arguments.video_folder,
+        model_max_length=arguments.model_max_length,
+        cache_dir=arguments.cache_dir,
+        seed=arguments.seed,
+    )
+    records = open_records(config.data_path, config.seed, config.cache_dir)
+    if arguments.model_name_or_path is None:
+        return Subject(records, config)
+    return Subject(records, config, load_tokenizer(arguments.model_name_or_path), training_template(arguments.version))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = read_arguments(argv)
+    try:
+        survey = check(read_subject(arguments), arguments.workers)
+    except DataError as error:
+        survey = Survey(findings=[Finding("unreadable_file", str(error))])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    findings = [finding for finding in survey.findings if finding.kind not in arguments.allow]
+    print_report(survey, findings)
+    if arguments.json:
+        write_report(arguments.json, survey, findings)
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
