@@ -19,6 +19,7 @@ from transformers.utils import logging
 from llava.model.checkpoint_gather import gather_state_dict, is_main_process
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json, read_tensors, write_bin, write_json
 from llava.model.checkpoint_names import WRAPPERS, publish_experts
+from llava.model.llava_arch import LlavaMetaForCausalLM
 
 logger = logging.get_logger(__name__)
 
@@ -147,7 +148,8 @@ def _published(name: str) -> str:
 def save_lora(
     model: nn.Module, directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
-    """The adapter as a PEFT folder, every other trained tensor as non_lora_trainables.bin, and config.json.
+    """The adapter as a PEFT folder, non_lora_trainables.bin (what else was trained, and projector and experts in any
+    case, which a base model lacks), and config.json.
 
     model: a PeftModel, or a student with PEFT's layers inside. state_dict: tensors by parameter name if they were
     gathered already (ZeRO); else they are gathered here, which every rank must take part in.
@@ -156,11 +158,7 @@ def save_lora(
     adapter = lora_parameters(model)
     if not adapter:
         raise CheckpointError(f"asked to save a LoRA adapter to {directory}, but the model has none.")
-    rest = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and name not in adapter
-    }
+    rest = _beside_adapter(model, adapter)
     if state_dict is None:
         state_dict = gather_state_dict({**adapter, **rest})
     if not is_main_process():
@@ -168,6 +166,18 @@ def save_lora(
     _write_adapter(model, directory, {_published(name): state_dict[name] for name in adapter})
     plain = publish_experts({WRAPPERS.sub("", name): state_dict[name] for name in rest})
     write_bin({PEFT_PREFIX + name: tensor for name, tensor in plain.items()}, directory / NON_LORA_FILE)
+
+
+def _beside_adapter(model: nn.Module, adapter: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Parameters that must be saved although they are not the adapter's, by name."""
+    student = _student_in(model)
+    parts = student.parts() if isinstance(student, LlavaMetaForCausalLM) else {"projector": {}, "mole": {}}
+    own = {id(parameter) for part in ("projector", "mole") for parameter in parts[part].values()}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name not in adapter and (parameter.requires_grad or id(parameter) in own)
+    }
 
 
 def _write_adapter(model: nn.Module, directory: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -179,10 +189,11 @@ def _write_adapter(model: nn.Module, directory: Path, tensors: Mapping[str, Tens
     with atomic(directory / ADAPTER_FILES[0]) as temporary:
         named = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(named, temporary, metadata={"format": "pt"})
-    settings = _peft_settings(model)
-    settings.pop("_custom_modules", None)
-    write_json(settings | {"inference_mode": True}, directory / "adapter_config.json")
-    write_config(_student_in(model), directory)
+    student = _student_in(model)
+    settings = _peft_settings(model) | {"inference_mode": True}
+    settings["base_model_name_or_path"] = settings.get("base_model_name_or_path") or student.config._name_or_path
+    write_json(settings, directory / "adapter_config.json")
+    write_config(student, directory)
 
 
 def _peft_settings(model: nn.Module) -> dict[str, Any]:

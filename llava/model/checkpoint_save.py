@@ -76,6 +76,7 @@ def write_config(student: PreTrainedModel, directory: Path) -> None:
     settings: dict[str, Any] = json.loads(config.to_json_string())
     settings["dtype"] = str(student.dtype).removeprefix("torch.")
     settings["torch_dtype"] = settings["dtype"]
+    settings.pop("quantization_config", None)  # an adapter's base is quantized anew, or not, by whoever loads it
     rope = settings.get("rope_parameters") or {}
     if "rope_theta" in rope:
         settings["rope_theta"] = rope["rope_theta"]

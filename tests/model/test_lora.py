@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file
 
 from llava.model.builder import load_pretrained_model
@@ -65,6 +65,35 @@ def test_experts_are_kept_when_a_lora_is_trained_beside_them(tmp_path: Path) -> 
     adapter = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert len(adapter) == 2 * 7 * 2
     assert not any("moe" in name for name in adapter)
+    torch.testing.assert_close(layouts.logits(load(tmp_path / "lora", base)[1]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_layers_injected_into_a_student_are_saved_as_an_adapter_of_its_base(tmp_path: Path, bits: int | None) -> None:
+    base = save_tiny_llava(tmp_path)
+    student = load(base, None, load_8bit=bits == 8)[1]
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=LANGUAGE_TARGETS), student)
+    with torch.no_grad():
+        for parameter in lora_parameters(student).values():
+            parameter.normal_(std=0.1)
+    expected = layouts.logits(student)
+    save_lora(student, tmp_path / "lora")
+    settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(base)
+    assert "quantization_config" not in json.loads((tmp_path / "lora" / "config.json").read_text())
+    model = load(tmp_path / "lora", None, load_8bit=bits == 8)[1]
+    torch.testing.assert_close(layouts.logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_projector_is_saved_all_the_same(tmp_path: Path) -> None:
+    base = tiny_lm_folder(tmp_path)
+    student = tiny_llava(tmp_path)
+    student.load_state_dict(load(base, None)[1].state_dict(), strict=False)
+    wrapped = trained_lora(student)
+    expected = layouts.logits(wrapped)
+    for parameter in student.parts()["projector"].values():
+        parameter.requires_grad_(False)
+    save_lora(wrapped, tmp_path / "lora")
     torch.testing.assert_close(layouts.logits(load(tmp_path / "lora", base)[1]), expected, rtol=1e-4, atol=1e-5)
 
 
