@@ -26,6 +26,7 @@ from llava.train.bad_samples import too_many
 from llava.train.data_config import DataConfig
 from llava.train.data_survey import Finding, Subject, Survey, check_pictures, missing_pictures, survey_records
 from llava.train.dataset import SupervisedDataset
+from llava.train.labeling import Labeler
 from llava.train.prompts import training_template
 from llava.train.records import BadSample, DataError
 from llava.train.sources import open_records
@@ -200,7 +201,8 @@ def read_subject(arguments: argparse.Namespace) -> Subject:
     records = open_records(config.data_path, config.seed, config.cache_dir)
     if arguments.model_name_or_path is None:
         return Subject(records, config)
-    return Subject(records, config, load_tokenizer(arguments.model_name_or_path), training_template(arguments.version))
+    tokenizer, template = load_tokenizer(arguments.model_name_or_path), training_template(arguments.version)
+    return Subject(records, config, Labeler(tokenizer, template, config.model_max_length))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

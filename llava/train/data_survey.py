@@ -7,15 +7,10 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from llava.constants import IGNORE_INDEX
-from llava.conversation import Conversation
 from llava.train.data_config import DataConfig
 from llava.train.images import actual_format, decode, read_bytes
-from llava.train.prompts import preprocess, preprocess_multimodal
+from llava.train.labeling import Labeler
 from llava.train.record_files import RecordSource
 from llava.train.records import BadSample, ImageRef, Record
 from llava.train.sources import read_record
@@ -31,12 +26,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked through. tokenizer, template: None leaves labels unchecked."""
+    """What is looked through. labeler: None leaves the labels unchecked."""
 
     records: RecordSource
     config: DataConfig
-    tokenizer: PreTrainedTokenizerBase | None = None
-    template: Conversation | None = None
+    labeler: Labeler | None = None
 
 
 @dataclass
@@ -105,8 +99,11 @@ def survey_record(subject: Subject, record: Record, survey: Survey, counts: Coun
         survey_image(subject.config, image, record.where, survey)
     if record.video is not None:
         survey_video(subject.config, record.video, record.where, survey)
-    if subject.tokenizer is not None and subject.template is not None:
-        survey_labels(subject, record, survey)
+    if subject.labeler is not None:
+        text = subject.labeler.label(record, record.turns)
+        survey.lengths.append(text.num_tokens)
+        if text.num_lost:
+            survey.findings.append(Finding("truncated_answer", subject.labeler.loss_message(record, text)))
 
 
 def modality(record: Record) -> str:
@@ -138,23 +135,6 @@ def survey_video(config: DataConfig, video: str | tuple[str, ...], where: str, s
         raise BadSample(f"{where}: {paths[0]}: no such file", "missing_video")
     elif os.path.getsize(paths[0]) == 0:
         raise BadSample(f"{where}: {paths[0]} is empty (0 bytes)", "empty_video")
-
-
-def survey_labels(subject: Subject, record: Record, survey: Survey) -> None:
-    conversations: list[list[dict[str, Any]]] = [[dict(turn) for turn in record.turns]]
-    if record.is_visual:
-        start_end = subject.config.mm_use_im_start_end
-        conversations = preprocess_multimodal(conversations, subject.template, mm_use_im_start_end=start_end)
-    limit = subject.config.model_max_length
-    [whole] = preprocess(conversations, subject.tokenizer, subject.template, has_image=record.is_visual)
-    survey.lengths.append(len(whole.input_ids))
-    [cut] = preprocess(conversations, subject.tokenizer, subject.template, has_image=record.is_visual, max_length=limit)
-    if cut.error is not None:
-        raise BadSample(f"{record.where}: cannot be labeled: {cut.error}", "not_labeled")
-    lost = int((whole.labels[len(cut.labels) :] != IGNORE_INDEX).sum())
-    if lost:
-        message = f"{record.where}: {lost} answer tokens lie beyond model_max_length {limit} and are cut"
-        survey.findings.append(Finding("truncated_answer", message))
 
 
 def check_picture(image: ImageRef, folder: str | None, where: str) -> list[Finding]:

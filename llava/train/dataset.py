@@ -16,7 +16,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llava.anyres import parse_grid_pinpoints
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.mm_utils import process_images
 from llava.model.multimodal_encoder.move_kd.types import Source
@@ -24,12 +23,12 @@ from llava.train.bad_samples import BadSamples
 from llava.train.collator import Collator
 from llava.train.data_config import DataConfig
 from llava.train.images import load_picture
-from llava.train.prompts import preprocess, preprocess_multimodal
+from llava.train.labeling import Labeler
 from llava.train.record_files import RecordSource
 from llava.train.records import BadSample, DataError, Record
 from llava.train.sources import open_records, read_record, split_records
 from llava.train.video import Frames, load_frames, with_time_instruction
-from llava.train.views import TileView, check_views, read_geometry, student_views
+from llava.train.views import StudentGeometry, TileView, check_views, read_geometry, student_views
 
 __all__ = ["DataConfig", "SupervisedDataset", "make_data_module"]
 
@@ -61,20 +60,24 @@ class SupervisedDataset(Dataset[dict[str, Any]]):
                 "multimodal data needs the vision tower's image processor; pass it, or is_multimodal=False"
             )
         self.records = records
-        self.tokenizer = tokenizer
         self.config = config
-        self.image_processor = image_processor
-        self.template = template
+        self.image_processor: Any = image_processor
+        self.labeler = Labeler(tokenizer, template, config.model_max_length, config.mm_use_im_start_end)
         self.sources = {source.key: source for source in (sources or {}).values()}
         self.several_config = replace(config, image_aspect_ratio="pad")
         self.video_config = replace(config, image_aspect_ratio="square")
-        self.geometry = read_geometry(image_processor) if config.is_multimodal else None
+        self._geometry = read_geometry(image_processor) if config.is_multimodal else None
         if self.sources:
             check_views(config)
-        if self.geometry is not None and config.is_anyres and config.image_grid_pinpoints is not None:
-            parse_grid_pinpoints(config.image_grid_pinpoints, self.geometry.base_size)  # raises for unusable ones
+        if self._geometry is not None and config.is_anyres and config.image_grid_pinpoints is not None:
+            parse_grid_pinpoints(config.image_grid_pinpoints, self._geometry.base_size)  # raises for unusable ones
         self.bad = BadSamples(config.bad_sample_limit, len(records), config.bad_sample_log)
         self._words: np.ndarray | None = None
+
+    @property
+    def geometry(self) -> StudentGeometry:
+        assert self._geometry is not None, "there is no geometry without a vision tower"
+        return self._geometry
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,7 +105,7 @@ class SupervisedDataset(Dataset[dict[str, Any]]):
                 raise BadSample(f"{record.where}: has a picture, but there is no vision tower; pass --vision_tower")
             return self._text(index, record, record.turns)
         if record.video is not None:
-            return self._video_item(index, record)
+            return self._video_item(index, record, record.video)
         return self._image_item(index, record)
 
     def _image_item(self, index: int, record: Record) -> dict[str, Any]:
@@ -127,8 +130,8 @@ class SupervisedDataset(Dataset[dict[str, Any]]):
             **self._prepared(views),
         }
 
-    def _video_item(self, index: int, record: Record) -> dict[str, Any]:
-        frames = load_frames(record.video, self.config, record.where)
+    def _video_item(self, index: int, record: Record, video: str | tuple[str, ...]) -> dict[str, Any]:
+        frames = load_frames(video, self.config, record.where)
         turns = record.turns
         if self.config.add_time_instruction:
             first = next(position for position, turn in enumerate(turns) if turn["from"] == "human")
@@ -176,29 +179,10 @@ class SupervisedDataset(Dataset[dict[str, Any]]):
         }
 
     def _text(self, index: int, record: Record, turns: tuple[dict[str, str], ...]) -> dict[str, Any]:
-        conversations: list[list[dict[str, Any]]] = [[dict(turn) for turn in turns]]
-        if record.is_visual:
-            im_start_end = self.config.mm_use_im_start_end
-            conversations = preprocess_multimodal(conversations, self.template, mm_use_im_start_end=im_start_end)
-        limit = self.config.model_max_length
-        [labeled] = preprocess(
-            conversations, self.tokenizer, self.template, has_image=record.is_visual, max_length=limit
-        )
-        if labeled.error is not None:
-            raise BadSample(f"{record.where}: cannot be labeled: {labeled.error}", "not_labeled")
-        self._check_placeholders(record, labeled.input_ids)
-        if limit is not None and len(labeled.input_ids) == limit:
-            [whole] = preprocess(conversations, self.tokenizer, self.template, has_image=record.is_visual)
-            if lost := int((whole.labels[limit:] != IGNORE_INDEX).sum()):
-                message = f"{record.where}: {lost} answer tokens lie beyond model_max_length {limit} and are cut"
-                self.bad.note(index, "truncated_answer", message)
-        return {"id": record.id, "input_ids": labeled.input_ids, "labels": labeled.labels}
-
-    def _check_placeholders(self, record: Record, input_ids: Tensor) -> None:
-        found = int((input_ids == IMAGE_TOKEN_INDEX).sum())
-        pictures = 1 if record.video is not None else len(record.images)
-        if found != pictures and not (found == 0 and pictures == 1):
-            raise BadSample(f"{record.where}: the prompt shows {found} of {pictures} pictures", "image_token_mismatch")
+        text = self.labeler.label(record, turns)
+        if text.num_lost:
+            self.bad.note(index, "truncated_answer", self.labeler.loss_message(record, text))
+        return {"id": record.id, "input_ids": text.input_ids, "labels": text.labels}
 
     @property
     def lengths(self) -> list[int]:

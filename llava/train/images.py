@@ -4,7 +4,6 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Mapping
 from io import BytesIO
 from typing import NamedTuple
 
@@ -35,15 +34,15 @@ def load_picture(reference: ImageRef, folder: str | None, where: str) -> Picture
 
 def read_bytes(reference: ImageRef, folder: str | None, where: str) -> tuple[bytes, str]:
     """(content, name) of a picture by path below `folder`, or of one that is inside the record."""
-    if isinstance(reference, Mapping):
-        data = reference.get("bytes")
-        if isinstance(data, bytes):
-            name = str(reference.get("path") or "picture inside the record")
-            if not data:
-                raise BadSample(f"{where}: {name} is empty (0 bytes)", "empty_image")
-            return data, name
-        reference = reference["path"]
-    path = os.path.join(folder, reference) if folder else reference
+    name = reference if isinstance(reference, str) else reference.get("path")
+    data = None if isinstance(reference, str) else reference.get("bytes")
+    if isinstance(data, bytes):
+        name = name or "picture inside the record"
+        if not data:
+            raise BadSample(f"{where}: {name} is empty (0 bytes)", "empty_image")
+        return data, name
+    assert isinstance(name, str)  # as parse_record has made sure
+    path = os.path.join(folder, name) if folder else name
     return read_file(path, where, "image"), path
 
 

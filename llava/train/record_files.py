@@ -24,6 +24,12 @@ SPACE = re.compile(r"[ \t\n\r]*")
 DECODER = json.JSONDecoder()
 
 
+def skip_space(text: str, position: int = 0) -> int:
+    match = SPACE.match(text, position)
+    assert match is not None  # white space may be empty
+    return match.end()
+
+
 class RecordSource(Protocol):
     """Records by position, as the file holds them; BadSample when one cannot be read."""
 
@@ -68,7 +74,7 @@ class OffsetFile:
                 self._descriptor = os.open(self.path, os.O_RDONLY)
             # pread has no shared position, so that forked workers may share the descriptor.
             text = os.pread(self._descriptor, end - start, start).decode()
-            value, stop = DECODER.raw_decode(text, SPACE.match(text).end())
+            value, stop = DECODER.raw_decode(text, skip_space(text))
             if self.lines is not None and text[stop:].strip():
                 raise ValueError(f"text after the record: {text[stop:].strip()[:40]!r}")
         except (OSError, ValueError, RecursionError) as error:
@@ -213,7 +219,7 @@ class ArrayScanner:
         """Passes white space; the character then in front, "" at the end of the file."""
         while True:
             if self.text:
-                self._advance(SPACE.match(self.text, self.cursor).end())
+                self._advance(skip_space(self.text, self.cursor))
             if self.cursor < len(self.text) or self.is_complete:
                 return self.text[self.cursor : self.cursor + 1]
             self._read(BLOCK)

@@ -47,6 +47,11 @@ class Record:
         return bool(self.images) or self.video is not None
 
     @property
+    def num_pictures(self) -> int:
+        """How many `<image>` the text should have: one per picture, one for a video."""
+        return 1 if self.video is not None else len(self.images)
+
+    @property
     def num_placeholders(self) -> int:
         """`<image>` in the turns that are used, that is from the first human turn on."""
         return sum(turn["value"].count(IMAGE_TOKEN) for turn in used_turns(self.turns))
@@ -173,8 +178,7 @@ def parse_turn(turn: Any, where: str) -> dict[str, str]:
 
 def check_placeholders(record: Record) -> None:
     """One `<image>` per picture. A single picture that the text never mentions is allowed, and not shown."""
-    pictures = 1 if record.video is not None else len(record.images)
-    placeholders = record.num_placeholders
+    pictures, placeholders = record.num_pictures, record.num_placeholders
     if placeholders == pictures or (placeholders == 0 and pictures == 1):
         return
     what = "video" if record.video is not None else "image"

@@ -71,6 +71,7 @@ def student_views(
     views = [TileView(0, whole(image, "squash", digest))]
     if config.distill_views == "base":
         return views
+    assert config.image_grid_pinpoints is not None  # as DataConfig has made sure
     canvas = select_best_resolution(image.size, parse_grid_pinpoints(config.image_grid_pinpoints, geometry.base_size))
     for tile, box in enumerate(tile_boxes(image.size, canvas, geometry.tile_size), start=1):
         if box is not None:

@@ -310,7 +310,7 @@ def test_nothing_usable_is_an_error_and_no_endless_search() -> None:
 
 def test_bad_samples_are_not_hidden_by_a_programming_error(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset([text_record(), text_record()])
-    monkeypatch.setattr("llava.train.dataset.preprocess", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("llava.train.labeling.preprocess", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         dataset[0]
 

@@ -38,7 +38,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "text list": ({"conversations": [HUMAN, {"from": "gpt", "value": ["x"]}]}, "this is a list"),
     "text object": ({"conversations": [HUMAN, {"from": "gpt", "value": {"text": "x"}}]}, "this is an object"),
     "text missing": ({"conversations": [HUMAN, {"from": "gpt"}]}, "must be a string, this is null"),
-    "text with a surrogate": ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "surrogate at character 0"),
+    "text with a surrogate": ({"conversations": turns(answer="\ud800")}, "surrogate at character 0"),
     "two questions": ({"conversations": [HUMAN, HUMAN, GPT]}, "turn 1 is from 'human' where 'gpt' is due"),
     "two answers": ({"conversations": [HUMAN, GPT, GPT]}, "turn 2 is from 'gpt' where 'human' is due"),
     "two answers after a greeting": ({"conversations": [GPT, HUMAN, GPT, GPT]}, "turn 3 is from 'gpt'"),
