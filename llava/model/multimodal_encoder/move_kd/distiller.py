@@ -52,6 +52,8 @@ class Distiller(nn.Module):
         used_layers = 0
         if teachers or config.balance_weight > 0:
             tower = student.get_vision_tower()
+            if tower is None:
+                raise ValueError(f"the student has no vision tower, so {sorted(teachers)} cannot teach it anything.")
             self.grid = (tower.num_patches_per_side, tower.num_patches_per_side)
             shapes = {name: Shape.of(teachers[name]) for name in self.targets}
             self.adapters = build_alignments(shapes, Shape(self.grid, tower.hidden_size), config)

@@ -14,9 +14,9 @@ One file beside this one, `objectives/huber.py`, is the objective `huber`:
 It is used by `--kd_objectives huber=0.5` (or beside another: `weighted_mse=4 huber=0.5`). Each entry it returns is a
 scalar; the run multiplies it by the objective's weight, adds it to the loss and logs it as `huber/NAME`.
 To weigh tokens and teachers as the run is configured to, derive from `TokenObjective` and give only the error.
-Shapes are in `DistillInputs`; `pairs` is empty in a validation step without teachers. Compute in float32, on the device,
-without waiting for it (no `.item()`), and weigh images by `inputs.weight`, so that a blank costs nothing and still
-gives a (zero) gradient.
+Shapes are in `DistillInputs`; `pairs` is empty in a validation step without teachers. Compute in float32, on the
+device, without waiting for it (no `.item()`), and weigh images by `inputs.weight`, so that a blank costs nothing and
+still gives a (zero) gradient.
 """
 
 from abc import ABC, abstractmethod
