@@ -171,6 +171,18 @@ def build_teachers(run: Run, student: PreTrainedModel) -> dict[str, Any]:
         return {}
     from llava.model.multimodal_encoder.move_kd import teachers
 
+    if run.distill.teacher_cache is not None:
+        from llava.model.multimodal_encoder.move_kd.cache_lookup import open_cached_teachers
+
+        return dict(
+            open_cached_teachers(
+                run.distill.teachers,
+                run.distill.teacher_cache,
+                student_tower=student.get_vision_tower(),
+                dtype=run.distill.teacher_dtype,
+                released=run.distill.released,
+            )
+        )
     built = teachers.build_teachers(
         run.distill.teachers,
         student_tower=student.get_vision_tower(),

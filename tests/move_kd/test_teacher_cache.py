@@ -20,7 +20,7 @@ from llava.model.multimodal_encoder.move_kd.cache import (
     sample_key,
 )
 from llava.model.multimodal_encoder.move_kd.cache_lookup import open_cached_teachers, parse_location
-from llava.model.multimodal_encoder.move_kd.cache_writer import CacheWriter, check_space
+from llava.model.multimodal_encoder.move_kd.cache_writer import CacheWriter, estimate
 from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
 from llava.model.multimodal_encoder.move_kd.types import View
@@ -316,7 +316,7 @@ def test_a_picture_the_cache_does_not_know_is_named(tmp_path: Path) -> None:
     spec = make_case("sam", tmp_path)
     write(tmp_path / "cache", live(spec), views(1))
     (cached,) = open_cached_teachers([spec], str(tmp_path / "cache")).values()
-    with pytest.raises(CacheError, match="does not hold picture 5; it was written from other data"):
+    with pytest.raises(CacheError, match="does not hold picture 5: it was written from other data"):
         cached.source.prepare(views(1, first=5)[0])
 
 
@@ -359,11 +359,13 @@ def test_the_size_is_told_before_anything_is_written_and_refused_if_there_is_no_
 ) -> None:
     manifest, _ = describe(live(make_case("sam", tmp_path)))
     assert manifest.bytes_per_sample == 16 * 16 * 4
-    table = check_space({"sam": manifest}, 1000, tmp_path / "new" / "cache")
-    assert "1.02 kB" in table
-    assert "1,000 pictures need 1.02 MB more" in table
+    found = estimate({"sam": manifest}, 1000, tmp_path / "new" / "cache")
+    assert "1.02 kB" in found.table
+    assert "1,000 pictures need 1.02 MB more" in found.table
     assert not (tmp_path / "new").exists()
+    found.check()
     monkeypatch.setattr(cache_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 10**6))
-    with pytest.raises(ValueError, match="Not enough space"):
-        check_space({"sam": manifest}, 1000, tmp_path)
-    check_space({"sam": manifest}, 1000, tmp_path, written=500_000)
+    with pytest.raises(ValueError, match="not enough space"):
+        estimate({"sam": manifest}, 1000, tmp_path).check()
+    write(tmp_path, live(make_case("sam", tmp_path)), views(30))
+    estimate({"sam": manifest}, 1000, tmp_path).check()

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from safetensors.torch import save
 from torch import Tensor
@@ -17,25 +17,35 @@ from llava.model.multimodal_encoder.move_kd.cache import BLANK, MANIFEST, CacheE
 SHARD_BYTES = 512 * 1024**2
 
 
-def check_space(manifests: Mapping[str, Manifest], pictures: int, root: Path, written: int = 0) -> str:
-    """A table of what caching that many pictures takes, to be printed before anything is written.
+class Estimate(NamedTuple):
+    """table: for the user, before anything is written. needed, free: bytes."""
 
-    written: bytes that are there already. Raises ValueError if the disk has less than that free.
-    """
-    lines = [f"{'teacher':<14}{'per picture':>14}{'in all':>12}"]
+    table: str
+    needed: int
+    free: int
+
+    def check(self) -> None:
+        """Raises ValueError if the disk has less space than is needed."""
+        if self.needed > self.free:
+            raise ValueError(
+                f"not enough space: {_size(self.needed)} are needed, {_size(self.free)} are free; cache fewer pictures "
+                "or teachers, or average the features with --pool 24x24"
+            )
+
+
+def estimate(manifests: Mapping[str, Manifest], pictures: int, root: Path) -> Estimate:
+    """What caching that many pictures takes; what the folders below `root` hold already is not counted again."""
+    lines = [f"{'teacher':<14}{'per picture':>14}{'in all':>12}{'there':>12}  folder"]
+    needed = 0
     for name, manifest in manifests.items():
-        lines.append(
-            f"{name:<14}{_size(manifest.bytes_per_sample):>14}{_size(manifest.bytes_per_sample * pictures):>12}"
-        )
-    total = sum(manifest.bytes_per_sample for manifest in manifests.values()) * pictures - written
-    existing = next(path for path in (root, *root.parents) if path.exists())
+        folder, each = root / manifest.folder, manifest.bytes_per_sample
+        there = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+        lines.append(f"{name:<14}{_size(each):>14}{_size(each * pictures):>12}{_size(there):>12}  {folder}")
+        needed += max(each * pictures - there, 0)
+    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    lines.append(f"{pictures:,} pictures need {_size(max(total, 0))} more in {root}; {_size(free)} are free")
-    if total > free:
-        raise ValueError(
-            "\n".join([*lines, "Not enough space: cache fewer pictures or teachers, or average with --pool 24x24"])
-        )
-    return "\n".join(lines)
+    lines.append(f"{pictures:,} pictures need {_size(needed)} more; {_size(free)} are free")
+    return Estimate("\n".join(lines), needed, free)
 
 
 def _size(count: float) -> str:
