@@ -1,4 +1,4 @@
-"""From the command line (and `--config run.yaml`) to one frozen `Run`. After this module nobody sees an argument object."""
+"""From the command line (and `--config run.yaml`) to one frozen `Run`. After this nobody sees an argument object."""
 
 import difflib
 import json
@@ -22,7 +22,7 @@ class FlagParser(HfArgumentParser):
     """The four groups of flags, and those that have no effect. Mistakes are ValueErrors of one line."""
 
     def __init__(self) -> None:
-        groups = [ModelArguments, DataArguments, TrainingArguments, DistillArguments]
+        groups: list[Any] = [ModelArguments, DataArguments, TrainingArguments, DistillArguments]
         super().__init__(groups, allow_abbrev=False)
         ignored = self.add_argument_group("accepted without effect")
         for name, reason in NO_EFFECT.items():

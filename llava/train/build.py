@@ -41,7 +41,7 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The language model with its eyes, ready for `apply_stage`; config.json's entries are in place."""
     config = run.model
     overwrite: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMod
         overwrite["rope_scaling"] = dict(config.rope_scaling)
     if config.vision is not None and config.vision.moe is not None:
         overwrite["moe"] = experts_of(config.path, config.vision.moe)
-    student = load_student(
+    student: Any = load_student(
         None,
         config.path,
         attn_implementation=config.attn_implementation,
@@ -129,7 +129,7 @@ def experts_of(path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     return dict(own)
 
 
-def unused_parameters(distiller: nn.Module, balances: bool) -> frozenset[str]:
+def unused_parameters(distiller: Any, balances: bool) -> frozenset[str]:
     """Tower parameters that no loss reaches, by name: the layers after the last one that is read.
 
     balances: the routers of those layers are heard by a balance term. Then all but the MLP that comes last are used.
@@ -149,7 +149,7 @@ def unused_parameters(distiller: nn.Module, balances: bool) -> frozenset[str]:
     return frozenset(name for name, parameter in distiller.named_parameters() if id(parameter) in unused)
 
 
-def _record(student: PreTrainedModel, config: ModelConfig) -> None:
+def _record(student: Any, config: ModelConfig) -> None:
     entries = dict(config.extra)
     if entries["image_grid_pinpoints"] is not None:
         side = student.get_vision_tower().image_size
@@ -159,13 +159,13 @@ def _record(student: PreTrainedModel, config: ModelConfig) -> None:
     student.config.tokenizer_padding_side = "right"
 
 
-def compile_tower(student: PreTrainedModel, backend: str, mode: str | None) -> None:
+def compile_tower(student: Any, backend: str, mode: str | None) -> None:
     """Compile each layer of the vision tower by itself: shapes are fixed there, and names stay as they are."""
     for layer in student.get_vision_tower().vision_tower.vision_model.encoder.layers:
         layer.compile(backend=backend, mode=mode)
 
 
-def build_teachers(run: Run, student: PreTrainedModel) -> dict[str, Any]:
+def build_teachers(run: Run, student: Any) -> dict[str, Any]:
     """Frozen teachers by name; none for plain LLaVA. Their code is imported only here."""
     if run.distill is None or not run.distill.teachers:
         return {}
@@ -194,7 +194,7 @@ def build_teachers(run: Run, student: PreTrainedModel) -> dict[str, Any]:
     return teachers.shard_teachers(built) if run.distill.shard_teachers else built
 
 
-def build_distiller(run: Run, student: PreTrainedModel, teachers: Mapping[str, Any]) -> nn.Module:
+def build_distiller(run: Run, student: PreTrainedModel, teachers: Mapping[str, Any]) -> Any:
     """The module that trains. Stage-1 files are loaded into it. Raises ValueError if they do not fit."""
     from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 
@@ -213,7 +213,7 @@ def set_precision(distiller: nn.Module, dtype: torch.dtype) -> None:
 
 
 def build_data(
-    run: Run, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel, teachers: Mapping[str, Any]
+    run: Run, tokenizer: PreTrainedTokenizerBase, student: Any, teachers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """train_dataset, eval_dataset and data_collator."""
     processor = student.get_vision_tower().image_processor if run.model.vision is not None else None

@@ -5,6 +5,7 @@ tensors are kept as they are, in their own dtype, because the published files ma
 are never part of the state: they come from where they came from at first.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DeepSpeedSchedulerWrapper
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from llava.model.checkpoint import gather_state_dict, save_lora, save_parts, save_student
 from llava.model.checkpoint_gather import copy_into
 from llava.model.checkpoint_save import persistent_buffers, write_config
 from llava.train.resume import Engine
-from llava.train.stages import trained_parts
+from llava.train.stages import count_parameters, trained_parts
 from llava.train.training_arguments import zero_stage
 
 if TYPE_CHECKING:
@@ -33,9 +36,9 @@ class CheckpointWriter:
     """Writes and reads checkpoints for one trainer. Every process calls every method; rank 0 writes shared files."""
 
     def __init__(self, trainer: "LLaVATrainer") -> None:
-        self.trainer = trainer
+        self.trainer: Any = trainer
         self.run = trainer.run
-        self.distiller: Any = trainer.model
+        self.distiller = trainer.distiller
 
     @property
     def engine(self) -> Engine:
@@ -75,7 +78,7 @@ class CheckpointWriter:
             self.trainer.tokenizer.save_pretrained(directory)
         student.config.use_cache = used_cache
 
-    def _whole_student(self, student: nn.Module) -> dict[str, Tensor]:
+    def _whole_student(self, student: PreTrainedModel) -> dict[str, Tensor]:
         """On rank 0 every tensor of the student, rounded to the run's dtype; empty elsewhere."""
         state = gather_state_dict({**dict(student.named_parameters()), **persistent_buffers(student)})
         dtype = self.run.model.dtype
@@ -104,26 +107,35 @@ class CheckpointWriter:
             trainer._save_optimizer_and_scheduler(directory)
         if trainer.args.should_save:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self._kept().items()}
-            save_file(state, f"{directory}/{STATE_FILE}")
+            save_file(state, f"{directory}/{STATE_FILE}", metadata={"trained": self._digest()})
 
     def read_state(self, directory: str) -> None:
-        """Trained tensors without DeepSpeed, buffers with it. Raises ValueError naming what does not fit."""
-        state = load_file(f"{directory}/{STATE_FILE}")
-        kept = self._kept()
-        different = sorted(state.keys() ^ kept.keys())
-        if different:
-            raise ValueError(
-                f"{directory} was written by a run that trained other tensors: {len(different)} differ, such as "
-                f"{different[0]}. Resume with the flags of that run, or choose another --output_dir."
-            )
-        copy_into(kept, state)
+        """Trained tensors without DeepSpeed, buffers with it. Raises ValueError for a run that trains other tensors."""
+        self._check_digest(directory)
+        copy_into(self._kept(), load_file(f"{directory}/{STATE_FILE}"))
 
     def read_engine(self, directory: str) -> None:
         """DeepSpeed's own state: its optimizer shards, and the trained weights that it holds."""
+        self._check_digest(directory)
         loaded, _ = self.trainer.model_wrapped.load_checkpoint(directory, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"DeepSpeed found nothing to load in {directory}")
         self.read_state(directory)
+
+    def _digest(self) -> str:
+        """Stands for the names and sizes of all that trains."""
+        named = self.distiller.named_parameters()
+        trained = [f"{name} {count_parameters(value)}" for name, value in named if value.requires_grad]
+        return hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest()
+
+    def _check_digest(self, directory: str) -> None:
+        with safe_open(f"{directory}/{STATE_FILE}", framework="pt") as file:
+            found = (file.metadata() or {}).get("trained")
+        if found != self._digest():
+            raise ValueError(
+                f"{directory} was written by a run that trained other tensors. Resume with the flags of that run, "
+                "or choose another --output_dir."
+            )
 
     def _kept(self) -> dict[str, Any]:
         """What the state file holds, by name: buffers, and without DeepSpeed the trained parameters."""

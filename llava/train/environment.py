@@ -1,8 +1,13 @@
 """What must be in place before a process trains: launcher variables, and DeepSpeed on a machine without a GPU."""
 
 import importlib.util
+import logging
 import os
 import socket
+import warnings
+
+# Imported by transformers and peft, it warns of inference kernels that training does not use.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def rank() -> int:
@@ -18,11 +23,12 @@ def prepare_deepspeed(on_cpu: bool) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError("--deepspeed: DeepSpeed is not installed; pip install 'move-kd[train]', or drop the flag")
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # The optional shared-memory collectives would be compiled first, which takes minutes.
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's own calls, once per collective.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     _set_single_process_defaults()
     if on_cpu:
         # ZeRO-3 loads weights before the Trainer opens the process group, and must know the number of processes then.

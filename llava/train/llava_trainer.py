@@ -4,18 +4,20 @@ It knows the distiller's output ({"loss", "terms", "metrics"}), not what the ter
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from llava.train.callbacks import EpochOrder, QuietPrinter, QuietProgress
 from llava.train.checkpointing import CheckpointWriter
 from llava.train.meter import StepMeter
 from llava.train.optimizer import parameter_groups
-from llava.train.order import EpochOrder, ShuffledSampler
+from llava.train.order import ShuffledSampler
 from llava.train.resume import checkpoint_to_resume, keep_newest, mark_complete, remove_checkpoints
 from llava.train.run_config import Run
 from llava.train.sampler import LengthGroupedSampler
@@ -36,6 +38,8 @@ class LLaVATrainer(Trainer):
         run.hf._n_gpu = min(run.hf.n_gpu, 1)  # one process drives one device; more need a launcher
         super().__init__(model=distiller, args=run.hf, **data)
         self.run = run
+        self.distiller: Any = distiller
+        self.output_dir = str(run.hf.output_dir)
         self.tokenizer = tokenizer
         self.teachers = teachers
         # The distiller's loss is a mean over its micro-batch, so the Trainer must divide by the accumulation steps.
@@ -44,6 +48,9 @@ class LLaVATrainer(Trainer):
         self.meter = StepMeter()
         self.eval_sums: dict[str, Tensor] = {}
         self.writer = CheckpointWriter(self)
+        for noisy, quiet in ((PrinterCallback, QuietPrinter), (ProgressCallback, QuietProgress)):
+            if self.pop_callback(noisy) is not None:
+                self.add_callback(quiet(lambda: self.meter.metrics))
 
     # -- the step
 
@@ -57,15 +64,15 @@ class LLaVATrainer(Trainer):
         """The distiller's total for one micro-batch: a float32 scalar."""
         batch = dict(inputs)
         samples: Sequence[str] = batch.pop("ids")
-        self.model.collect_metrics = model.training and self._logs_next()
+        self.distiller.collect_metrics = model.training and self._logs_next()
         outputs = model(**batch, features=self._teacher_features(batch))
         if model.training:
             self.meter.add(outputs, samples, count_images(batch))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _logs_next(self) -> bool:
-        every = max(int(self.state.logging_steps or 1), 1)
-        return (self.state.global_step + 1) % every == 0
+        step = self.state.global_step + 1
+        return step % max(int(self.state.logging_steps or 1), 1) == 0 or (step == 1 and self.args.logging_first_step)
 
     def _teacher_features(self, batch: Mapping[str, Any]) -> dict[str, Any] | None:
         if not self.teachers:
@@ -96,7 +103,8 @@ class LLaVATrainer(Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         sums = {name: self.accelerator.reduce(value, "sum") for name, value in sorted(self.eval_sums.items())}
         batches = sums.pop("batches", None)
-        output.metrics.update({f"{prefix}_{name}": (value / batches).item() for name, value in sums.items()})
+        metrics = output.metrics or {}
+        metrics.update({f"{prefix}_{name}": (value / batches).item() for name, value in sums.items()})
         self.meter.pause()
         return output
 
@@ -113,17 +121,21 @@ class LLaVATrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         groups = parameter_groups(
-            self.model, self.model.parts(), self.run.learning_rates, self.args.learning_rate, self.args.weight_decay
+            self.distiller,
+            self.distiller.parts(),
+            self.run.learning_rates,
+            self.args.learning_rate,
+            self.args.weight_decay,
         )
         if self.optimizer is None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **settings)
         elif not isinstance(self.optimizer, torch.optim.Optimizer):
             self.optimizer.params = groups  # DeepSpeed builds the optimizer that its JSON file names from these
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if self.run.sampling == "shuffle":
             sampler: Any = ShuffledSampler(len(dataset), seed)
@@ -136,32 +148,38 @@ class LLaVATrainer(Trainer):
 
     # -- checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Train from `resume_from_checkpoint`, or from where the output directory's last complete checkpoint is."""
         if self.run.start_over and self.args.should_save:
-            remove_checkpoints(self.args.output_dir)
+            remove_checkpoints(self.output_dir)
         self.accelerator.wait_for_everyone()
         asked = self.run.resume_from if resume_from_checkpoint is None else str(resume_from_checkpoint)
-        found = checkpoint_to_resume(self.args.output_dir, asked, self.writer.engine)
+        found = checkpoint_to_resume(self.output_dir, asked, self.writer.engine)
         return super().train(resume_from_checkpoint=found, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What was trained, under published names: the whole student, or its light parts, or a LoRA folder."""
-        self.writer.write_model(output_dir or self.args.output_dir)
+        self.writer.write_model(output_dir or self.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.meter.check()
         directory = self.writer.begin(self.state.global_step)
+        if self.state.best_global_step:
+            best = Path(self.output_dir) / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best) if best.exists() else self.state.best_model_checkpoint
         self.save_model(directory, _internal_call=True)
-        self.writer.write_state(directory)
-        self._save_scaler(directory)
-        self._save_rng_state(directory)
+        if not self.args.save_only_model:
+            self.writer.write_state(directory)
+            self._save_scaler(directory)
+            self._save_rng_state(directory)
         if self.args.should_save:
             self.state.save_to_json(f"{directory}/trainer_state.json")
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(directory, self.state.global_step, self.writer.engine)
-            keep_newest(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+            mark_complete(directory, self.state.global_step, self.writer.engine, not self.args.save_only_model)
+            keep_newest(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         self.meter.pause()
 
@@ -169,9 +187,9 @@ class LLaVATrainer(Trainer):
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # The engine rounds float32 buffers (rotary tables, statistics) to the weights' dtype; they must stay exact.
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in self.distiller.named_buffers()}
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self.distiller.named_buffers():
             buffer.data = buffers[name].to(buffer.device)
         if resume_from_checkpoint is not None:
             self.writer.read_engine(resume_from_checkpoint)
@@ -182,8 +200,8 @@ class LLaVATrainer(Trainer):
         self.writer.read_state(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        self.writer.read_engine(best) if self.is_deepspeed_enabled else self.writer.read_state(best)
+        best = str(self.state.best_model_checkpoint)
+        (self.writer.read_engine if self.is_deepspeed_enabled else self.writer.read_state)(best)
 
 
 def count_images(batch: Mapping[str, Any]) -> int:

@@ -21,6 +21,7 @@ class StepMeter:
     """
 
     def __init__(self) -> None:
+        self.metrics: set[str] = set()  # names that are not terms of the loss
         self._restart_clock()
         self._reset()
 
@@ -45,6 +46,7 @@ class StepMeter:
     def add(self, outputs: Mapping[str, Any], samples: Sequence[str], images: int) -> None:
         """outputs: what the distiller returned. samples: ids of the micro-batch, for the message if it is bad."""
         values = {**outputs["terms"], **outputs["metrics"]}
+        self.metrics |= outputs["metrics"].keys()
         for name, value in values.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()

@@ -42,14 +42,14 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(numbered)]
 
 
-def mark_complete(directory: str | Path, step: int, engine: Engine) -> None:
-    """Write the marker: the last thing that happens to a checkpoint."""
+def mark_complete(directory: str | Path, step: int, engine: Engine, resumable: bool = True) -> None:
+    """Write the marker: the last thing that happens to a checkpoint. resumable: it holds more than the model."""
     folder = Path(directory)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     temporary = folder / (MARKER + ".writing")
     with open(temporary, "w") as file:
-        json.dump({"step": step, "engine": asdict(engine), "files": sizes}, file, indent=1)
+        json.dump({"step": step, "resumable": resumable, "engine": asdict(engine), "files": sizes}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(folder / MARKER)
@@ -62,9 +62,12 @@ def defect(directory: str | Path) -> str | None:
     if not marker.is_file():
         return f"it has no {MARKER}, so it was not written to the end"
     try:
-        sizes = json.loads(marker.read_text())["files"]
+        content = json.loads(marker.read_text())
+        sizes, resumable = content["files"], content["resumable"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return f"its {MARKER} cannot be read"
+    if not resumable:
+        return "it holds the model alone (--save_only_model)"
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig
 from llava.train.data_config import DataConfig
+from llava.train.sampler import Mode
 from llava.train.stages import Stage
 from llava.train.training_arguments import TrainingArguments
 
@@ -100,7 +101,7 @@ class Run:
     learning_rates: Mapping[str, float]
     init_from: tuple[str, ...]
     save_whole: bool
-    sampling: str
+    sampling: Mode | Literal["shuffle"]
     resume_from: str | None
     start_over: bool
     hf: TrainingArguments

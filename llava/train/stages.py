@@ -153,7 +153,7 @@ def trained_parts(parts: Parts) -> dict[str, dict[str, Parameter]]:
 
 def count_parameters(parameter: Parameter) -> int:
     """Elements of the whole tensor, also where ZeRO-3 left only a placeholder here."""
-    return parameter.ds_numel if "ds_numel" in parameter.__dict__ else parameter.numel()
+    return int(parameter.__dict__.get("ds_numel", parameter.numel()))
 
 
 def trainable_report(parts: Parts, learning_rates: Mapping[str, float]) -> list[str]:

@@ -41,7 +41,7 @@ def train(attn_implementation: str | None = None) -> None:
     data = build_data(run, tokenizer, student, teachers)
     trainer = LLaVATrainer(distiller, run, tokenizer=tokenizer, teachers=teachers, **data)
     announce(run, trainer)
-    with resumable(run.hf.output_dir):
+    with resumable(trainer.output_dir):
         trainer.train()
     trainer.save_state()
     trainer.save_model()
@@ -52,7 +52,7 @@ def announce(run: Run, trainer: LLaVATrainer) -> None:
     if trainer.is_world_process_zero():
         for line in run.warnings:
             logger.warning(line)
-        print("\n".join(trainable_report(trainer.model.parts(), run.learning_rates)), flush=True)
+        print("\n".join(trainable_report(trainer.distiller.parts(), run.learning_rates)), flush=True)
 
 
 def main(attn_implementation: str | None = None) -> None:

@@ -13,12 +13,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import logging
 
 from llava.train.environment import prepare_deepspeed
 from llava.train.model_arguments import option
 
-logger = logging.get_logger(__name__)
+# Options of transformers' Trainer that would do nothing, or the wrong thing, to a distiller.
+UNSUPPORTED = {
+    "push_to_hub": "upload --output_dir with `hf upload` when the run is done",
+    "label_smoothing_factor": "the student computes its own loss",
+    "neftune_noise_alpha": "images are spliced into the embeddings that it would disturb",
+    "use_liger_kernel": "the splice and the vision tower are not covered by its kernels",
+    "parallelism_config": "use --deepspeed scripts/zero3.json",
+}
 
 
 @dataclass
@@ -26,8 +32,8 @@ class TrainingArguments(transformers.TrainingArguments):
     cache_dir: str | None = option(None, "where downloaded weights are kept")
     optim: str = option("adamw_torch", "optimizer")
     remove_unused_columns: bool = option(False, "must stay False: a batch holds more than forward takes")
-    report_to: None | str | list[str] = option(None, "tensorboard where installed; wandb, none, ...")
-    bf16: bool | None = option(None, "default: on with an accelerator, off without")
+    report_to: str | None = option(None, "tensorboard where installed; wandb, none, ...")
+    bf16: bool | None = option(None, "default: on with an accelerator, off without")  # type: ignore[assignment]
     logging_nan_inf_filter: bool = option(False, "True hides non-finite losses and synchronizes in every step")
     ddp_find_unused_parameters: bool | None = option(False, "every trainable parameter gets a gradient in every step")
     gradient_checkpointing: bool | None = option(True, "recompute activations in backward")
@@ -66,7 +72,7 @@ class TrainingArguments(transformers.TrainingArguments):
     adafactor: bool = option(False, "same as --optim adafactor")
     split_batches: bool | None = option(None, "split one batch over the processes")
     dispatch_batches: bool | None = option(None, "let rank 0 read for all")
-    deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed JSON file; see scripts/zero*.json")
+    deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed JSON file; see scripts/zero*.json")  # noqa: RUF009
 
     # Set by __post_init__ and read by arguments.py; not flags.
     notes: list[str] = field(default_factory=list, init=False, repr=False)
@@ -87,14 +93,16 @@ class TrainingArguments(transformers.TrainingArguments):
     def _adapt_to_the_machine(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        if self.use_cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns of what is meant
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16 and _accelerator_has_bf16()
         if self.use_cpu and self.tf32:
             self.notes.append("--tf32 True is ignored: there is no GPU")
             self.tf32 = None
         if self.report_to is None:
-            self.report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-        if "wandb" in (self.report_to or []) and importlib.util.find_spec("wandb") is None:
+            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        if self.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
             raise ValueError("--report_to wandb: wandb is not installed; pip install wandb, or leave the flag out")
 
     def _translate_dropped_names(self) -> None:
@@ -111,7 +119,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.optim = "adamw_torch"
         for name in ("split_batches", "dispatch_batches"):
             if (value := getattr(self, name)) is not None:
-                self.accelerator_config = {**(self.accelerator_config or {}), name: value}
+                self.accelerator_config = {**(self.accelerator_config or {}), name: value}  # type: ignore[dict-item]
 
     def _take_over_compilation(self) -> None:
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
@@ -130,6 +138,9 @@ class TrainingArguments(transformers.TrainingArguments):
         self.activation_checkpointing_kwargs = {**options, "use_reentrant": False}
 
     def _validate(self) -> None:
+        for name, why in UNSUPPORTED.items():
+            if getattr(self, name):
+                raise ValueError(f"--{name} is not supported: {why}")
         if self.fsdp:
             raise ValueError("--fsdp is not supported; use --deepspeed scripts/zero3.json to shard the model")
         if self.trainer_mode != "regular":
@@ -138,7 +149,7 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--bits {self.bits}: choose 4, 8 or 16")
         if self.bits != 16 and not self.lora_enable:
             raise ValueError(f"--bits {self.bits} cannot train by itself; add --lora_enable True")
-        if self.bits != 16 and self.deepspeed and zero_stage(self.deepspeed) == 3:
+        if self.bits != 16 and zero_stage(self.deepspeed) == 3:
             raise ValueError(f"--bits {self.bits} does not work under ZeRO-3; use scripts/zero2.json")
         if self.lora_bias not in ("none", "all", "lora_only"):
             raise ValueError(f"--lora_bias {self.lora_bias!r}: choose none, all or lora_only")
@@ -150,8 +161,9 @@ def _accelerator_has_bf16() -> bool:
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else True
 
 
-def zero_stage(deepspeed: dict[str, Any]) -> int:
-    return int(deepspeed.get("zero_optimization", {}).get("stage", 0))
+def zero_stage(deepspeed: Any) -> int:
+    """The ZeRO stage of a DeepSpeed configuration that has been read; 0 for none."""
+    return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
 
 
 def read_deepspeed_config(path: str, on_cpu: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.utils import is_flash_attn_2_available
@@ -12,6 +12,7 @@ from llava.train.data_config import DataConfig
 from llava.train.distill_arguments import DistillArguments
 from llava.train.model_arguments import DataArguments, ModelArguments
 from llava.train.run_config import DistillRun, LoraSettings, ModelConfig, QuantizationSettings, Run, VisionConfig
+from llava.train.sampler import Mode
 from llava.train.stages import StageFlags, select_stage
 from llava.train.training_arguments import TrainingArguments
 
@@ -48,7 +49,9 @@ def build_run(
     if model.mm_resampler_type not in (None, "identity"):
         raise ValueError(f"--mm_resampler_type {model.mm_resampler_type!r} is not supported; leave it out")
     mole = distill.mole_config()
-    stage = select_stage(_stage_flags(model, training, implied_experts=distill.moe_encoder is None and mole is not None))
+    stage = select_stage(
+        _stage_flags(model, training, implied_experts=distill.moe_encoder is None and mole is not None)
+    )
     distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
     return Run(
         model=_model_config(model, data, training, mole, distillation, attn_implementation),
@@ -107,9 +110,9 @@ def _learning_rates(training: TrainingArguments) -> dict[str, float]:
     return {part: training.learning_rate if rate is None else rate for part, rate in own.items()}
 
 
-def _sampling(training: TrainingArguments) -> str:
+def _sampling(training: TrainingArguments) -> Mode | Literal["shuffle"]:
     """The order of samples: a mode of `LengthGroupedSampler`, or "shuffle"."""
-    modes = {
+    modes: dict[Mode, bool] = {
         "modality": training.group_by_modality_length,
         "modality_auto": training.group_by_modality_length_auto,
         "variable": training.group_by_varlen,
@@ -125,7 +128,12 @@ def _sampling(training: TrainingArguments) -> str:
 
 
 def _stage_one_files(model: ModelArguments) -> tuple[str, ...]:
-    flags = (model.init_from, model.pretrain_mm_mlp_adapter, model.pretrain_mole_encoder, model.pretrain_encoder_adapter)
+    flags = (
+        model.init_from,
+        model.pretrain_mm_mlp_adapter,
+        model.pretrain_mole_encoder,
+        model.pretrain_encoder_adapter,
+    )
     for path in filter(None, flags):
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: no such stage-1 file or directory")
@@ -191,7 +199,7 @@ def _config_entries(
 
 
 def _data_config(
-    model: ModelArguments, data: DataArguments, training: TrainingArguments, distill_views: str
+    model: ModelArguments, data: DataArguments, training: TrainingArguments, distill_views: Any
 ) -> DataConfig:
     names = {field.name for field in dataclasses.fields(DataConfig)}
     given = {name: value for name, value in vars(data).items() if name in names}
@@ -201,7 +209,7 @@ def _data_config(
         mm_use_im_start_end=model.mm_use_im_start_end,
         model_max_length=training.model_max_length,
         distill_views=distill_views,
-        bad_sample_log=str(Path(training.output_dir) / "bad_samples.jsonl"),
+        bad_sample_log=str(Path(str(training.output_dir)) / "bad_samples.jsonl"),
         cache_dir=training.cache_dir,
         seed=training.seed,
     )

@@ -98,7 +98,13 @@ def start(flags: list[str], processes: int = 0, port: int = 29711, **env: str) -
     """`processes` 0 starts plain Python, else torchrun with so many."""
     entry = [str(ROOT / "llava" / "train" / "train.py"), *flags]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "LLAVA_DEBUG": "1", "PYTHONUNBUFFERED": "1"}
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "LLAVA_DEBUG": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [sys.executable, *(torchrun if processes else []), *entry],

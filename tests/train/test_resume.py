@@ -1,9 +1,7 @@
 """A run that dies at any moment goes on as if nothing had happened."""
 
-import json
 import os
 import random
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from llava.train.resume import (
     last_checkpoint,
     mark_complete,
 )
-from tests.train.runs import RUN_FLAGS, STAGE_ONE, STAGE_TWO, World, command_line, finish, losses, run, start
+from tests.train.runs import RUN_FLAGS, STAGE_ONE, STAGE_TWO, World, command_line, losses, run, start
 
 ALONE = Engine("torch", 1)
 
