@@ -1,0 +1,149 @@
+"""Load teachers, run each on a picture, and say what they are.
+
+    python -m llava.train.check_teachers clip eva:path=EVA.pth sam:path=DIR,size=512 --dtype bf16
+
+Prints one row per teacher: parameters, grid, tokens, width, image size, memory, milliseconds per image, digest of
+the weights, licence. Status 1 if any of them cannot be used, each named with the reason.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.model.multimodal_encoder.move_kd.plugins import plugin_names
+from llava.model.multimodal_encoder.move_kd.teachers import build_teachers, parse_dtype
+from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
+
+TEACHERS = "llava.model.multimodal_encoder.move_kd.teachers"
+HEADINGS = ("teacher", "parameters", "grid", "tokens", "width", "image", "memory", "ms/image", "digest", "licence")
+
+
+@dataclass(frozen=True)
+class Report:
+    """memory: bytes of the weights, or on a GPU the most that was in use while the pictures were encoded."""
+
+    name: str
+    parameters: int
+    grid: tuple[int, int]
+    width: int
+    size: int
+    memory: int
+    milliseconds: float
+    digest: str
+    licence: str
+
+    def row(self) -> tuple[str, ...]:
+        return (
+            self.name,
+            f"{self.parameters / 1e6:,.1f} M",
+            f"{self.grid[0]} x {self.grid[1]}",
+            str(self.grid[0] * self.grid[1]),
+            str(self.width),
+            f"{self.size} px",
+            f"{self.memory / 1e6:,.0f} MB",
+            f"{self.milliseconds:,.1f}",
+            self.digest[:16],
+            self.licence,
+        )
+
+
+def examine(teacher: FrozenTeacher, device: torch.device, batch_size: int, repeats: int) -> Report:
+    """Run a teacher on random pictures. Raises ValueError if its features are not what it says they are."""
+    size = teacher.size
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (batch_size, 3, size, size), generator=generator, dtype=torch.uint8).to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    _check_features(teacher, pictures)
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        teacher(pictures)
+    _wait(device)
+    elapsed = time.perf_counter() - start
+    parameters = list(teacher.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return Report(
+        name=teacher.name,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        grid=teacher.grid,
+        width=teacher.width,
+        size=size,
+        memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else weights,
+        milliseconds=1000 * elapsed / (repeats * batch_size),
+        digest=teacher.digest,
+        licence=teacher.defaults.licence,
+    )
+
+
+def _check_features(teacher: FrozenTeacher, pictures: Tensor) -> None:
+    features = teacher(pictures)
+    expected = (len(pictures), teacher.grid[0] * teacher.grid[1], teacher.width)
+    if features.patches.shape != expected:
+        raise teacher.refuse(f"gives features of shape {tuple(features.patches.shape)}, and says {expected}")
+    for key, value in features._asdict().items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise teacher.refuse(f"gives {key} that are not finite in {teacher.dtype}; try dtype=bf16 or dtype=fp32")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(reports: Sequence[Report]) -> str:
+    rows = [HEADINGS, *(report.row() for report in reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def check(specs: Sequence[str], options: argparse.Namespace) -> tuple[list[Report], list[str]]:
+    """(reports, failures); one teacher is in memory at a time."""
+    reports, failures = [], []
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for spec in specs:
+        settings: dict[str, Any] = {"dtype": options.dtype, "device": device, "released": options.released}
+        try:
+            (teacher,) = build_teachers([spec], **settings).values()
+            assert isinstance(teacher, FrozenTeacher)
+            reports.append(examine(teacher, device, options.batch_size, options.repeats))
+        except (ValueError, RuntimeError) as error:
+            failures.append(f"{spec}: {error}")
+    return reports, failures
+
+
+def parse_options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.train.check_teachers",
+        description="Load teachers, run each on a picture, and say what they are.",
+        epilog=f"teachers: {', '.join(plugin_names(TEACHERS))}",
+    )
+    parser.add_argument("teachers", nargs="+", help="specs as for --encoder_teachers, such as sam:path=DIR,size=512")
+    parser.add_argument("--dtype", type=parse_dtype, default=torch.float32, help="fp32, bf16 or fp16")
+    parser.add_argument("--device", default=None, help="default: the GPU if there is one")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs")
+    parser.add_argument("--released", action="store_true", help="settings of the published recipe")
+    return parser.parse_args(list(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 if every teacher can be used, else 1."""
+    options = parse_options(sys.argv[1:] if argv is None else argv)
+    reports, failures = check(options.teachers, options)
+    if reports:
+        print(table(reports))
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
