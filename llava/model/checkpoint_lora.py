@@ -141,8 +141,9 @@ def lora_parameters(model: nn.Module) -> dict[str, Parameter]:
 
 
 def _published(name: str) -> str:
-    """A parameter's name in a PEFT model as the adapter file has it, less PEFT's prefix and the adapter's name."""
-    return WRAPPERS.sub("", name).replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
+    """A parameter's name in a PEFT model as files have it, less PEFT's prefix, levels and the adapter's name."""
+    plain = WRAPPERS.sub("", name).replace(".base_layer.", ".")
+    return plain.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
 def save_lora(
@@ -164,7 +165,7 @@ def save_lora(
     if not is_main_process():
         return
     _write_adapter(model, directory, {_published(name): state_dict[name] for name in adapter})
-    plain = publish_experts({WRAPPERS.sub("", name): state_dict[name] for name in rest})
+    plain = publish_experts({_published(name): state_dict[name] for name in rest})
     write_bin({PEFT_PREFIX + name: tensor for name, tensor in plain.items()}, directory / NON_LORA_FILE)
 
 

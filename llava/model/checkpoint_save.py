@@ -104,7 +104,7 @@ def save_parts(
     mole: Mapping[str, Tensor] | None = None,
     adapters: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """The stage-1 files under their published names, for those parts that are given. Returns the files' names.
+    """The stage-1 files under their published names, for those parts that have tensors. Returns the files' names.
 
     Each part is a gathered state by parameter name (gather_state_dict); nothing is written on other ranks than 0.
     """
@@ -115,7 +115,7 @@ def save_parts(
     written = []
     for name, part in PART_OF_FILE.items():
         tensors = parts[part]
-        if tensors is None:
+        if not tensors:
             continue
         plain = publish_experts({WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()})
         write_bin(plain, directory / name)
