@@ -141,8 +141,7 @@ class LlavaMetaForCausalLM:
         features, vision = self._encode(tiles)
         if counts is None:
             return list(features), vision
-        config, newline = PackConfig.of(self.config), self.get_model().image_newline
-        newline = None if newline is None else newline.to(features.device, features.dtype)
+        config, newline = PackConfig.of(self.config), self.get_model().newline(features)
         kinds, sizes = modalities_of(modalities, len(counts)), sizes_of(image_sizes, len(counts))
         packed = [
             pack_video(group, config, newline=newline)

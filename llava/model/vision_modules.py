@@ -76,6 +76,10 @@ class LlavaMetaModel:
             features = features.to(weight.device, weight.dtype)
         return self.mm_projector(features)
 
+    def newline(self, features: Tensor) -> Tensor | None:
+        """(D,), to stand between rows of projected features; None where the merge type uses none."""
+        return None if self.image_newline is None else self.image_newline.to(features.device, features.dtype)
+
     def projector_parameters(self) -> Iterator[nn.Parameter]:
         """Projector, resampler and newline."""
         for module in (self.mm_projector, self.vision_resampler):

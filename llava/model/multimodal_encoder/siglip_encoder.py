@@ -27,7 +27,8 @@ class SigLipImageProcessor:
 
     def preprocess(self, images: Picture | Sequence[Picture], return_tensors: str | None = "pt") -> BatchFeature:
         """`pixel_values` of one picture or many: PIL images, or uint8 arrays (H, W, C) or (F, H, W, C) for a video."""
-        pictures = [images] if isinstance(images, Image.Image) or len(np.shape(images)) == 3 else list(images)
+        is_single = isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3)
+        pictures = [images] if is_single else list(images)
         return BatchFeature({"pixel_values": [self._pixels(picture) for picture in pictures]}, return_tensors)
 
     __call__ = preprocess
