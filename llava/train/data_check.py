@@ -12,9 +12,8 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ logger = logging.get_logger(__name__)
 SPAN = 500  # records per piece of work
 PIECE = 50  # pictures per piece of work
 SHOWN = 5  # messages per kind of finding
+Task = tuple[str, Sequence[Any]]  # ("records", indices) or ("pictures", uses)
 COLUMNS = ("records", "one image", "several images", "video", "text only", "not mentioned")
 
 
@@ -46,8 +46,8 @@ def check_before_training(dataset: SupervisedDataset, num_loaded: int = 16) -> l
     otherwise warns. A training run calls it once, on one process.
     """
     total = len(dataset)
-    subject = Subject(dataset.records, dataset.config)
-    survey = shared(partial(survey_records, subject), spans(total), 1, total, "check data")
+    begin(Subject(dataset.records, dataset.config))
+    survey = gather(record_tasks(total), map, delay=2)
     missing = missing_pictures(survey.uses)
     findings = [finding for finding in survey.findings if finding.kind != "empty_answer"] + list(missing.values())
     bad = survey.bad_records + sum(survey.uses[path][1] for path in missing)
@@ -83,52 +83,50 @@ def judge(findings: Sequence[Finding], bad: int, dataset: SupervisedDataset) -> 
     logger.warning(f"{text}. They are skipped")
 
 
-def spans(total: int) -> list[range]:
-    return [range(start, min(start + SPAN, total)) for start in range(0, total, SPAN)]
+def record_tasks(total: int) -> list[Task]:
+    return [("records", range(start, min(start + SPAN, total))) for start in range(0, total, SPAN)]
 
 
-def shared(
-    work: Callable[[Sequence[Any]], Survey], pieces: Sequence[Sequence[Any]], workers: int, total: int, title: str
-) -> Survey:
-    """The joined surveys of all pieces of work, by `workers` processes, in order, with a progress bar."""
+_subject: list[Subject] = []  # in a worker: what it looks through, sent once and not with every task
+
+
+def begin(subject: Subject) -> None:
+    _subject[:] = [subject]
+
+
+def work(task: Task) -> Survey:
+    kind, piece = task
+    if kind == "records":
+        return survey_records(_subject[0], piece)
+    return Survey(findings=check_pictures(piece))
+
+
+def gather(tasks: Sequence[Task], run: Callable[..., Iterable[Survey]], delay: float = 0) -> Survey:
+    """The joined surveys of all tasks, in order, with a progress bar. run: `map`, or that of a pool."""
     survey = Survey()
-    with tqdm(total=total, desc=title, delay=2 if workers == 1 else 0) as bar:
-        if workers == 1:
-            for piece in pieces:
-                survey.add(work(piece))
-                bar.update(len(piece))
-            return survey
-        # spawn: a fork of a process that has used threads may hang.
-        with multiprocessing.get_context("spawn").Pool(workers, initializer=remember, initargs=(work,)) as pool:
-            for piece, found in zip(pieces, pool.imap(recall, pieces), strict=True):
-                survey.add(found)
-                bar.update(len(piece))
+    if not tasks:
+        return survey
+    with tqdm(total=sum(len(piece) for _, piece in tasks), desc=tasks[0][0], delay=delay) as bar:
+        for (_, piece), found in zip(tasks, run(work, tasks), strict=True):
+            survey.add(found)
+            bar.update(len(piece))
     return survey
-
-
-_work: list[Callable[[Sequence[Any]], Survey]] = []  # in a worker: what it does, sent once and not with every piece
-
-
-def remember(work: Callable[[Sequence[Any]], Survey]) -> None:
-    _work.append(work)
-
-
-def recall(piece: Sequence[Any]) -> Survey:
-    return _work[-1](piece)
-
-
-def picture_survey(uses: Sequence[tuple[str, tuple[str, int]]]) -> Survey:
-    return Survey(findings=check_pictures(uses))
 
 
 def check(subject: Subject, workers: int) -> Survey:
     """Everything there is to find: records, labels, all pictures, duplicate ids."""
-    survey = shared(
-        partial(survey_records, subject), spans(len(subject.records)), workers, len(subject.records), "records"
-    )
+    if workers == 1:
+        begin(subject)
+        return check_with(subject, map)
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with context.Pool(workers, initializer=begin, initargs=(subject,)) as pool:
+        return check_with(subject, pool.imap)
+
+
+def check_with(subject: Subject, run: Callable[..., Iterable[Survey]]) -> Survey:
+    survey = gather(record_tasks(len(subject.records)), run)
     uses = sorted(survey.uses.items())
-    pieces = [uses[start : start + PIECE] for start in range(0, len(uses), PIECE)]
-    survey.add(shared(picture_survey, pieces, workers, len(uses), "pictures"))
+    survey.add(gather([("pictures", uses[start : start + PIECE]) for start in range(0, len(uses), PIECE)], run))
     survey.findings += survey.duplicates()
     return survey
 
