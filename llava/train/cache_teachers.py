@@ -73,11 +73,17 @@ class KeyedSource:
 
 def parse_options(argv: Sequence[str]) -> tuple[CacheOptions, list[str]]:
     """The script's own flags, and the training run's. Raises ValueError."""
-    parser = argparse.ArgumentParser(prog="cache_teachers.py", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="cache_teachers.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Every other flag is one of the training run.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--writer", type=int, default=int(os.environ.get("RANK", 0)))
     parser.add_argument("--writers", type=int, default=int(os.environ.get("WORLD_SIZE", 1)))
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_workers", type=int, default=4)
+    parser.add_argument("--num_workers", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--pool", type=parse_grid, default=None)
     parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("--device", default=None)

@@ -41,16 +41,24 @@ class Report:
     def row(self) -> tuple[str, ...]:
         return (
             self.name,
-            f"{self.parameters / 1e6:,.1f} M",
+            _short(self.parameters),
             f"{self.grid[0]} x {self.grid[1]}",
             str(self.grid[0] * self.grid[1]),
             str(self.width),
             f"{self.size} px",
-            f"{self.memory / 1e6:,.0f} MB",
+            f"{_short(self.memory)}B",
             f"{self.milliseconds:,.1f}",
             self.digest[:16],
             self.licence,
         )
+
+
+def _short(count: float) -> str:
+    for unit in ("", "k", "M"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} G"
 
 
 def examine(teacher: FrozenTeacher, device: torch.device, batch_size: int, repeats: int) -> Report:

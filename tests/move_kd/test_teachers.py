@@ -6,13 +6,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, CLIPImageProcessorPil, CLIPVisionModel, Pix2StructForConditionalGeneration
+from transformers import (
+    AutoModel,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    ConvNextConfig,
+    ConvNextModel,
+    Pix2StructForConditionalGeneration,
+    SamVisionConfig,
+    SamVisionModel,
+)
 from transformers.models.pix2struct.image_processing_pil_pix2struct import Pix2StructImageProcessorPil
 
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.move_kd.plugins import plugin_names
 from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
+from llava.model.multimodal_encoder.move_kd.teachers.eva02 import EvaBackbone, EvaConfig
 from llava.model.multimodal_encoder.move_kd.teachers.pix2struct import flatten_patches, standardize
+from llava.model.multimodal_encoder.move_kd.teachers.sam import upstream_layout
 from llava.model.multimodal_encoder.move_kd.types import View
 from tests.tiny_teachers import CASES, make_case
 
@@ -166,8 +177,6 @@ def test_a_size_that_no_patch_fits_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["dinov2_registers", "dinov3", "siglip2", "clip_vision", "convnext_folder"])
 def test_generic_teacher_takes_any_library_backbone(name: str, tmp_path: Path) -> None:
     if name == "convnext_folder":
-        from transformers import ConvNextConfig, ConvNextModel
-
         path = tmp_path / name
         config = ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=64)
         ConvNextModel(config).save_pretrained(path)
@@ -312,3 +321,21 @@ def test_a_shared_clip_refuses_to_teach_once_the_student_is_trained(tmp_path: Pa
     tower.requires_grad_(True)
     with pytest.raises(RuntimeError, match="told it would stay frozen"):
         teacher(pixels_for(teacher))
+
+
+def test_full_size_networks_give_the_published_tokens() -> None:
+    """On the meta device, where only shapes are computed."""
+    pixels = torch.empty(2, 3, 1024, 1024, device="meta")
+    config = EvaConfig(1024, 24, 16, 16, 2730, 16, frozenset(range(2, 24, 3)), 197)
+    with torch.device("meta"):
+        eva = EvaBackbone(config, 1024).to("meta")
+        convnext = ConvNextModel(ConvNextConfig(hidden_sizes=[384, 768, 1536, 3072], depths=[3, 4, 30, 3]))
+        sam = SamVisionModel(SamVisionConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16))
+    assert eva(pixels).shape == (2, 64, 64, 1024)
+    assert round(sum(parameter.numel() for parameter in eva.parameters()) / 1e6) == 303
+    assert convnext.encoder(convnext.embeddings(pixels)).last_hidden_state.shape == (2, 3072, 32, 32)
+    assert (
+        round(sum(parameter.numel() for parameter in convnext.parameters()) / 1e6) == 843
+    )  # 846.5 with the classifier
+    assert sam.vision_encoder.neck.conv1.out_channels == 256
+    assert upstream_layout(torch.empty(2, 256, 64, 64, device="meta")).shape == (2, 256, 64, 64)

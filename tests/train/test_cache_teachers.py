@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,11 +82,24 @@ def test_a_pooled_cache_says_so(world: World, tmp_path: Path) -> None:
         cached(arguments)
 
 
+ANYRES = {
+    "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": "[[28, 56], [56, 28], [56, 56]]",
+    "mm_patch_merge_type": "spatial_unpad",
+    "distill_views": "all",
+    "model_max_length": 256,
+}
+
+
+@pytest.mark.parametrize("layout", [{}, ANYRES], ids=["pad", "anyres tiles"])
 def test_training_losses_are_equal_to_the_bit_with_and_without_the_cache(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: dict[str, Any], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mixed data: some samples have no picture, and their blanks come from the cache as well."""
     arguments = flags(world, tmp_path)
+    for name in layout:
+        arguments = without(arguments, f"--{name}") if f"--{name}" in arguments else arguments
+    arguments += command_line(layout)
     cache_teachers(arguments)
     _, rest = parse_options(arguments)
     losses = []
