@@ -99,7 +99,7 @@ def build_student(
         quantization_config=quantization_config,
         device_map=device_map,
     )
-    model.config._name_or_path = source
+    model.name_or_path = model.config._name_or_path = source
     if (settings := read_generation_config(generation)) is not None:
         model.generation_config = settings
     return model

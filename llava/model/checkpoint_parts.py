@@ -52,7 +52,25 @@ def read_part(part: str, file: Path) -> dict[str, Tensor]:
     state = read_tensors(file)
     if part == "projector":
         return projector_names(state)
+    if part == "adapters":
+        return adapter_names(state)
     return stack_experts({WRAPPERS.sub("", name): tensor for name, tensor in state.items()})
+
+
+def adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """encoder_adapter.bin, ours or published, under our names. Raises ValueError for tensors of neither."""
+    # Imported here: a model without teachers has no adapters.
+    from llava.model.multimodal_encoder.move_kd.adapters import from_published_adapters
+
+    plain = {WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    return {f"adapters.{name}": tensor for name, tensor in from_published_adapters(plain).items()}
+
+
+def published_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters as encoder_adapter.bin has them: published names for published adapters, ours for the rest."""
+    from llava.model.multimodal_encoder.move_kd.adapters import to_published_adapters
+
+    return to_published_adapters({name.removeprefix("adapters."): tensor for name, tensor in state.items()})
 
 
 def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:

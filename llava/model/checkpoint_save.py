@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from llava.model.checkpoint_gather import gather_state_dict, is_main_process
 from llava.model.checkpoint_io import CheckpointError, write_bin, write_json, write_safetensors
 from llava.model.checkpoint_names import WRAPPERS, publish_experts
-from llava.model.checkpoint_parts import PART_OF_FILE
+from llava.model.checkpoint_parts import PART_OF_FILE, published_adapter_names
 
 
 def save_student(
@@ -117,7 +117,8 @@ def save_parts(
         tensors = parts[part]
         if not tensors:
             continue
-        plain = publish_experts({WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()})
-        write_bin(plain, directory / name)
+        plain = {WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
+        named = published_adapter_names(plain) if part == "adapters" else publish_experts(plain)
+        write_bin(named, directory / name)
         written.append(name)
     return written
