@@ -153,7 +153,7 @@ def checksum(sample: Mapping[str, Tensor]) -> int:
     """crc32 over the sample's bytes, tensors in name order."""
     value = 0
     for key in sorted(sample):
-        value = zlib.crc32(sample[key].contiguous().reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(sample[key].contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
     return value
 
 

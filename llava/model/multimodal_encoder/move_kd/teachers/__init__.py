@@ -22,7 +22,7 @@ def parse_specs(specs: Sequence[str], *, released: bool = False) -> list[Teacher
 
     Raises ValueError for an unknown teacher, an unknown key or two teachers of one name.
     """
-    parsed = []
+    parsed: list[TeacherSpec] = []
     for text in specs:
         spec = parse_spec(text)
         teacher_class = load_plugin(__name__, spec.kind)

@@ -107,14 +107,14 @@ def _some(names: Iterable[str], limit: int = 8) -> str:
 
 
 def load_pretrained(
-    model_class: type[Model],
+    model_class: Any,
     location: str,
     *,
     model_types: Sequence[str],
     owner: str,
     ignore: Sequence[str] = (),
     key_mapping: dict[str, str] | None = None,
-) -> Model:
+) -> Any:
     """A transformers model from a folder or Hub id, float32, every tensor of it from the file.
 
     model_types: accepted `model_type` of config.json; empty accepts any. ignore: patterns of tensor names of the file
@@ -124,7 +124,7 @@ def load_pretrained(
     options: dict[str, Any] = {"key_mapping": key_mapping} if key_mapping else {}
     with outside_zero_init(), _quiet():
         try:
-            model, info = model_class.from_pretrained(  # type: ignore[attr-defined]
+            model, info = model_class.from_pretrained(
                 location, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except BROKEN as error:
@@ -211,7 +211,7 @@ def _tensor_digest(entry: tuple[str, Tensor]) -> bytes:
     name, tensor = entry
     tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

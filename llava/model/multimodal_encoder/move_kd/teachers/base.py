@@ -85,6 +85,8 @@ class FrozenTeacher(nn.Module):
     options: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[int] = 1
     shares_student = False
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, spec: TeacherSpec, context: BuildContext | None = None) -> None:
         """Raises ValueError for keys this teacher does not take and for weights that are not exactly right."""
@@ -95,7 +97,7 @@ class FrozenTeacher(nn.Module):
         self.choices = self._choices(spec)
         self.path = spec.path or self.default_path(context)
         self.dtype = spec.dtype or context.dtype
-        self.native_size: int | None = None
+        self.native_size: Any = None  # an int once `load` has set it
         self.mean, self.std = spec.mean or self.defaults.mean, spec.std or self.defaults.std
         self.net = self.load(context)
         self.size = self._find_size()
@@ -206,7 +208,7 @@ def _join(parts: list[TeacherFeatures]) -> TeacherFeatures:
     return TeacherFeatures(patches, parts[0].grid, cls, attention)
 
 
-def square_grid(size: int, stride: int, owner: FrozenTeacher) -> tuple[int, int]:
+def square_grid(size: int, stride: Any, owner: FrozenTeacher) -> tuple[int, int]:
     """(size / stride) twice. Raises ValueError if `size` is no multiple of `stride`."""
     if size % stride:
         raise owner.refuse(f"size {size} is no multiple of its patch or stride {stride}")

@@ -58,7 +58,7 @@ class Clip(FrozenTeacher):
         # Recorded in the signature, so that a cache of another layer is refused.
         self.choices["layer"] = str(used)
         net.encoder.layers = net.encoder.layers[:used]
-        net.post_layernorm = nn.Identity()
+        net.post_layernorm = nn.Identity()  # type: ignore[assignment]
         if context.share_student and context.student_tower is not None:
             self.shares_student = self._share(net, context.student_tower)
         return net
@@ -102,7 +102,7 @@ class Clip(FrozenTeacher):
             hidden = block(hidden, None)
         # One row alone takes another kernel than several, which rounds differently; features must not depend on that.
         twice = hidden.expand(2, -1, -1) if len(hidden) == 1 else hidden
-        attention = cls_attention_row(last, twice)[: len(hidden)]
+        attention = cls_attention_row(last, twice)[: len(hidden)]  # type: ignore[arg-type]
         hidden = last(hidden, None)
         return TeacherFeatures(hidden[:, 1:], self.grid, hidden[:, 0], attention)
 

@@ -87,10 +87,10 @@ def config_from(state: Mapping[str, Tensor], where: str) -> ConvNextConfig:
 def build_trunk(state: Mapping[str, Tensor], eps: float | None, where: str) -> ConvNextModel:
     """ConvNextModel holding exactly `state`. eps: None takes 1e-5 for XXL's shape, else 1e-6, as published."""
     config = config_from(state, where)
-    is_xxl = (tuple(config.depths), tuple(config.hidden_sizes)) == (XXL_DEPTHS, XXL_WIDTHS)
+    is_xxl = tuple(config.hidden_sizes or ()) == XXL_WIDTHS
     with torch.device("meta"):
         net = ConvNextModel(config)
-    net.layernorm = nn.Identity()  # the norm of the pooled head, which teachers do not use
+    net.layernorm = nn.Identity()  # type: ignore[assignment]  # the norm of the pooled head, which teachers do not use
     for module in net.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = eps or (1e-5 if is_xxl else 1e-6)
@@ -121,6 +121,7 @@ class ConvNext(FrozenTeacher):
 
     def layout(self) -> tuple[tuple[int, int], int]:
         config = self.net.config
+        assert config.hidden_sizes is not None
         stride = config.patch_size * 2 ** (config.num_stages - 1)
         return square_grid(self.size, stride, self), config.hidden_sizes[-1]
 

@@ -170,7 +170,7 @@ class EvaBackbone(nn.Module):
 
     def _positions(self) -> Tensor:
         """(1, H, W, D): the stored square without its class entry, resized bicubically."""
-        stored = self.pos_embed
+        stored: Tensor = self.pos_embed
         side = int(stored.shape[1] ** 0.5)
         if side * side != stored.shape[1]:
             stored = stored[:, 1:]

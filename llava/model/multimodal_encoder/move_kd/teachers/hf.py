@@ -116,7 +116,7 @@ def _preprocessor_config(location: str) -> dict[str, Any]:
     local = Path(location) / "preprocessor_config.json"
     try:
         path = local if local.is_file() else cached_file(location, "preprocessor_config.json")
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(str(path)).read_text())
     except BROKEN:
         return {}
 

@@ -54,8 +54,7 @@ class Sam(FrozenTeacher):
         accepted = ("sam", "sam_vision_model")
         owner = f"teacher {self.name!r}"
         net = load_pretrained(SamVisionModel, self.path, model_types=accepted, owner=owner, ignore=OTHER_PARTS)
-        square_grid(self._find_size(), net.config.patch_size, self)
-        _fit_to_size(net, self._find_size())
+        _fit_to_size(net, self._find_size(), self)
         return net
 
     def layout(self) -> tuple[tuple[int, int], int]:
@@ -74,12 +73,12 @@ class Sam(FrozenTeacher):
         return TeacherFeatures(neck.flatten(2).transpose(1, 2), self.grid)
 
 
-def _fit_to_size(net: SamVisionModel, size: int) -> None:
+def _fit_to_size(net: SamVisionModel, size: int, owner: FrozenTeacher) -> None:
     """Let the encoder take pictures of another side: its position embedding is resized, relative ones adapt alone."""
     encoder = net.vision_encoder
     if size == net.config.image_size:
         return
-    side = size // net.config.patch_size
+    side, _ = square_grid(size, net.config.patch_size, owner)
     if encoder.pos_embed is not None:
         stored = encoder.pos_embed.permute(0, 3, 1, 2)
         resized = F.interpolate(stored, (side, side), mode="bicubic").permute(0, 2, 3, 1)

@@ -1,5 +1,7 @@
 """SigLIP 2 and SigLIP: final normed patch tokens. NaFlex checkpoints are given squares like those of fixed size."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Siglip2VisionModel, SiglipVisionModel
@@ -19,7 +21,7 @@ FIXED, FLEXIBLE = ("siglip", "siglip_vision_model"), ("siglip2", "siglip2_vision
 OTHER_PARTS = (r"text_model\.", r"logit_scale$", r"logit_bias$")
 
 
-def flatten_patches(pixels: Tensor, patch: int) -> Tensor:
+def flatten_patches(pixels: Tensor, patch: Any) -> Tensor:
     """(M, 3, S, S) to (M, N, patch * patch * 3), row-major, color last."""
     side = pixels.shape[-1] // patch
     patches = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch))  # (M, 3, rows, p, columns, p)
