@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.anyres import unpad_image
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.multimodal_encoder.move_kd.mole import MoLE
+from llava.model.completion import CompletesWeights
 from llava.model.multimodal_encoder.move_kd.student import expert_parameters
 from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
-from llava.model.multimodal_encoder.vision_tower import VisionTower
 from llava.model.packing import PackConfig, pack_image, pack_video
-from llava.model.splice import Side, Spliced, splice
-from llava.model.vision_inputs import Images, Modalities, is_modalities, modalities_of, sizes_of, tiles_of
+from llava.model.splice import Side, Spliced, refuse_placeholders, splice
 from llava.model.tokenizer import add_image_tokens
+from llava.model.vision_inputs import Images, Modalities, is_modalities, modalities_of, sizes_of, tiles_of
 from llava.model.vision_modules import LlavaMetaModel, load_new_embeddings
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "unpad_image"]
@@ -36,14 +35,13 @@ class LlavaOutput(CausalLMOutputWithPast):
     vision: StudentFeatures | None = None
 
 
-class LlavaMetaForCausalLM:
+class LlavaMetaForCausalLM(CompletesWeights):
     """Mixed in before a causal language model, whose inner model is a LlavaMetaModel.
 
     Calls without images are the language model's own. The loss is a mean over the labels of the call, and 0 if
     there are none.
     """
 
-    config: PreTrainedConfig
     # The Trainer must not scale the loss: it is a mean already, and distillation terms will be added to it.
     accepts_loss_kwargs = False
 
@@ -53,43 +51,6 @@ class LlavaMetaForCausalLM:
         self.vocab_size = self.config.vocab_size
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers' own; what a checkpoint leaves out of tower and experts is then filled (see `complete`)."""
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model.complete(report["missing_keys"])
-        return (model, report) if output_loading_info else model
-
-    def complete(self, missing: set[str]) -> None:
-        """Fill what a checkpoint did not hold: the whole tower from the encoder it names, experts and newline anew.
-
-        missing: names that were not loaded. Raises ValueError if the checkpoint holds the tower in part.
-        """
-        tower, inner = self.get_vision_tower(), self.get_model()
-        if tower is None:
-            return
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        plain = {names[id(parameter)] for parameter in tower.plain_parameters().values()}
-        if absent := plain & missing:
-            if absent != plain:
-                raise ValueError(
-                    f"the checkpoint holds only {len(plain) - len(absent)} of the vision tower's {len(plain)} "
-                    f"tensors; missing are {sorted(absent)[:4]} and others"
-                )
-            tower.load_model()
-        tower.mark_loaded()
-        for module in tower.modules():
-            if isinstance(module, MoLE) and any(names[id(tensor)] in missing for tensor in module.parameters()):
-                module.reset_parameters()
-        if inner.image_newline is not None and names[id(inner.image_newline)] in missing:
-            inner.reset_newline()
-
-    def get_model(self) -> LlavaMetaModel:
-        return self.model
-
-    def get_vision_tower(self) -> VisionTower | None:
-        return self.get_model().get_vision_tower()
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the image tokens that the arguments ask for; their embeddings start at the mean of the others.
@@ -105,7 +66,7 @@ class LlavaMetaForCausalLM:
             self.get_input_embeddings().requires_grad_(bool(model_args.mm_use_im_start_end))
             self.get_output_embeddings().requires_grad_(False)
         if model_args.mm_use_im_start_end and model_args.pretrain_mm_mlp_adapter:
-            load_new_embeddings(self.get_input_embeddings().weight, model_args.pretrain_mm_mlp_adapter, before)
+            load_new_embeddings(self.get_input_embeddings(), model_args.pretrain_mm_mlp_adapter, before)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """Every parameter once, by part and name: `projector` (with newline and resampler), `mole` (the experts),
@@ -184,9 +145,11 @@ class LlavaMetaForCausalLM:
     ) -> tuple[tuple[Any, ...], StudentFeatures | None]:
         """`prepare_inputs_labels_for_multimodal`, and what the tower gave."""
         if self.get_vision_tower() is None or images is None or input_ids is None or input_ids.shape[1] == 1:
+            if images is None and self.get_vision_tower() is not None and input_ids is not None:
+                refuse_placeholders(input_ids)
             return (input_ids, position_ids, attention_mask, past_key_values, None, labels), None
         features, vision = self._image_features(images, image_sizes, modalities)
-        side = getattr(self.config, "tokenizer_padding_side", None) or "right"
+        side: Side = "left" if getattr(self.config, "tokenizer_padding_side", None) == "left" else "right"
         spliced = self._splice(input_ids, attention_mask, labels, features, side)
         positions = None if position_ids is None else spliced.positions
         mask = None if attention_mask is None else spliced.mask.to(attention_mask.dtype)
@@ -268,7 +231,7 @@ class LlavaMetaForCausalLM:
         return result.to_tuple() if return_dict is False else result
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: Tensor | None = None,
         images: Images | None = None,
@@ -293,12 +256,13 @@ class LlavaMetaForCausalLM:
             raise ValueError("generate needs the prompt's ids: pass inputs (or input_ids)")
         if images is not None:
             features, _ = self._image_features(images, image_sizes, modalities)
-        elif bool((ids == IMAGE_TOKEN_INDEX).any()):
-            raise ValueError("the prompt has <image> in it, but no images were passed")
         else:
+            refuse_placeholders(ids)
             features = [self._no_features() for _ in ids]
         spliced = self._splice(ids, attention_mask, None, features, "left")
-        return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask.long(), **kwargs)
+        return super().generate(  # type: ignore[misc]
+            inputs_embeds=spliced.embeds, attention_mask=spliced.mask.long(), **kwargs
+        )
 
     def _no_features(self) -> Tensor:
         return torch.empty(0, self.config.hidden_size, device=self.device)

@@ -109,6 +109,13 @@ def plan(
     return rows
 
 
+def refuse_placeholders(input_ids: Tensor) -> None:
+    """Raise ValueError if text that comes without images has placeholders. A single token is not looked at: that is
+    a step of decoding, which must not wait for the device."""
+    if input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+        raise ValueError("the text has <image> in it, but no images were passed")
+
+
 def _check_count(placeholders: Sequence[int], num_images: int) -> None:
     text_only = sum(count == 0 for count in placeholders)
     needed = sum(placeholders) + text_only

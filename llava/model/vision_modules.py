@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava.model.checkpoint_gather import copy_into, full_shape, is_partitioned
 from llava.model.checkpoint_io import CheckpointError, read_tensors
@@ -31,13 +31,15 @@ RECORDED = {
     "s2_scales": "s2_scales",
 }
 
+# A mixin over any language model; checkers see what all of them are.
+if TYPE_CHECKING:
+    InnerModel = PreTrainedModel
+else:
+    InnerModel = object
 
-class LlavaMetaModel:
+
+class LlavaMetaModel(InnerModel):
     """Mixed in before a language model's inner model. Without `mm_vision_tower` in the config it stays blind."""
-
-    config: PreTrainedConfig
-    device: torch.device
-    dtype: torch.dtype
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -144,10 +146,11 @@ class LlavaMetaModel:
         copy_into(targets, found)
 
 
-def load_new_embeddings(weight: nn.Parameter, path: str, first: int) -> None:
-    """Fill the rows from `first` on of an embedding table from the `embed_tokens` in an mm_projector.bin, which holds
-    the whole table or the new rows alone. Raises CheckpointError if it holds neither."""
+def load_new_embeddings(embeddings: nn.Module, path: str, first: int) -> None:
+    """Fill the rows from `first` on of an embedding table (`embeddings.weight`) from the `embed_tokens` in an
+    mm_projector.bin: the whole table, or the new rows alone. Raises CheckpointError if it holds neither."""
     tables = [tensor for name, tensor in read_tensors(Path(path)).items() if name.endswith("embed_tokens.weight")]
+    weight = embeddings.get_parameter("weight")
     rows = full_shape(weight)[0]
     if not tables or len(tables[0]) not in (rows, rows - first):
         found = f"a table of {len(tables[0])} rows" if tables else "no embed_tokens.weight"

@@ -283,3 +283,8 @@ def test_checkpointed_layers_give_the_same_gradients(tmp_path: Path) -> None:
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient)
+
+
+def test_forward_refuses_placeholders_without_images(llama: Any) -> None:
+    with pytest.raises(ValueError, match="no images were passed"):
+        llama(input_ids=torch.tensor([[1, IMAGE, 7]]))

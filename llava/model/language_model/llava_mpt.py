@@ -27,6 +27,7 @@ class LlavaMptForCausalLM(LlavaMetaForCausalLM, MptForCausalLM):
         self.post_init()
 
     def get_model(self) -> LlavaMptModel:
+        assert isinstance(self.transformer, LlavaMptModel)
         return self.transformer
 
 

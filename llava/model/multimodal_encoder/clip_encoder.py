@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from llava.model.multimodal_encoder.move_kd.attention import cls_attention_row
 from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
@@ -56,10 +57,11 @@ class CLIPVisionTower(VisionTower):
             routing=tuple(routing),
         )
 
-    def _cls_attention(self, states: list[Tensor | None]) -> Tensor:
+    def _cls_attention(self, states: dict[int, Tensor]) -> Tensor:
         if self.anchor == 0:
             raise ValueError("mm_vision_select_layer 0 is the encoder's input: no block attends there")
         block = self.vision_tower.vision_model.encoder.layers[self.anchor - 1]
+        assert isinstance(block, CLIPEncoderLayer)
         return cls_attention_row(block, states[self.anchor - 1])
 
     @property
@@ -74,7 +76,7 @@ class CLIPVisionTowerS2(CLIPVisionTower):
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__(vision_tower, args, delay_load)
         self.scales = self.settings.s2_scales
-        if self.scales[0] != self.config.image_size or self.select_feature != "patch":
+        if self.scales[0] != self.image_size or self.select_feature != "patch":
             raise ValueError(
                 f"S2 starts from the encoder's own size and its patches: s2_scales must begin with "
                 f"{self.config.image_size}, not {self.scales[0]}, and mm_vision_select_feature must be 'patch', "

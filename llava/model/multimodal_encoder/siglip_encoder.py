@@ -10,8 +10,10 @@ from transformers import BatchFeature, SiglipVisionConfig
 
 from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
 from llava.model.multimodal_encoder.vision_tower import VisionTower
+from llava.model.multimodal_encoder.vision_transformer import VisionConfig
 
 Picture = Image.Image | np.ndarray | Tensor
+Pictures = Picture | Sequence[Picture]
 
 
 class SigLipImageProcessor:
@@ -25,10 +27,11 @@ class SigLipImageProcessor:
         self.resample = Image.Resampling.BICUBIC
         self.rescale_factor = 1 / 255
 
-    def preprocess(self, images: Picture | Sequence[Picture], return_tensors: str | None = "pt") -> BatchFeature:
+    def preprocess(self, images: Pictures, return_tensors: str | None = "pt") -> BatchFeature:
         """`pixel_values` of one picture or many: PIL images, or uint8 arrays (H, W, C) or (F, H, W, C) for a video."""
-        is_single = isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3)
-        pictures = [images] if is_single else list(images)
+        if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3):
+            images = [images]
+        pictures: list[Any] = list(images)
         return BatchFeature({"pixel_values": [self._pixels(picture) for picture in pictures]}, return_tensors)
 
     __call__ = preprocess
@@ -37,8 +40,9 @@ class SigLipImageProcessor:
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(np.asarray(picture, dtype=np.uint8))
         resized = picture.convert("RGB").resize(self.size, self.resample)
-        pixels = np.asarray(resized, dtype=np.float32) * self.rescale_factor
-        return ((pixels - np.float32(self.image_mean)) / np.float32(self.image_std)).transpose(2, 0, 1)
+        pixels = np.asarray(resized, dtype=np.float32) * np.float32(self.rescale_factor)
+        mean, std = np.array(self.image_mean, dtype=np.float32), np.array(self.image_std, dtype=np.float32)
+        return ((pixels - mean) / std).transpose(2, 0, 1)
 
 
 class SigLipVisionTower(VisionTower):
@@ -52,11 +56,11 @@ class SigLipVisionTower(VisionTower):
         if self.settings.moe is not None:
             raise ValueError("mixture-of-LoRA experts (config.moe) need a CLIP vision tower; this one is SigLIP")
 
-    def _num_layers(self, config: SiglipVisionConfig) -> int:
+    def _num_layers(self, config: VisionConfig) -> int:
         return config.num_hidden_layers - 1
 
     def _processor(self) -> SigLipImageProcessor:
-        return SigLipImageProcessor(self.config.image_size)
+        return SigLipImageProcessor(self.image_size)
 
     def encode(self, images: Tensor, with_cls_attention: bool = False) -> StudentFeatures:
         if with_cls_attention:

@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, SiglipVisionConfig
 
 from llava.model.checkpoint_gather import copy_into
 from llava.model.checkpoint_io import read_state_dict
 from llava.model.checkpoint_names import VISION_MODEL, tower_name
 from llava.model.multimodal_encoder.move_kd.student import expert_parameters
 from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
-from llava.model.multimodal_encoder.vision_transformer import VisionConfig, VisionModule, VisionTransformer
+from llava.model.multimodal_encoder.vision_transformer import VisionConfig, VisionModule, VisionTransformer, side
 
 TOWER_PREFIX = VISION_MODEL.removesuffix("vision_tower.vision_model.")  # where a model has its tower
 
@@ -53,7 +54,7 @@ class TowerSettings:
 class VisionTower(nn.Module):
     """Base of the towers; a subclass names its classes, says which layers it reads and how it splits features."""
 
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[CLIPVisionConfig] | type[SiglipVisionConfig]]
     has_class_token: ClassVar[bool]
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
@@ -89,13 +90,14 @@ class VisionTower(nn.Module):
         features = self.encode(torch.stack(list(images))).features
         return [feature[None].to(image.dtype) for feature, image in zip(features, images, strict=True)]
 
-    def _hidden_states(self, images: Tensor, keep: set[int], num_layers: int) -> list[Tensor | None]:
+    def _hidden_states(self, images: Tensor, keep: set[int], num_layers: int) -> dict[int, Tensor]:
         """The hidden states in `keep`; gradients are recorded only if something in the tower learns."""
         device = self.device
         # Offloaded weights are on `meta`; accelerate's hooks then move the images where they belong.
         images = images.to(dtype=self.dtype) if device.type == "meta" else images.to(device, self.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trainable):
-            return self.vision_tower.vision_model(images, keep, num_layers)
+            states = self.vision_tower.vision_model(images, keep, num_layers)
+        return {index: state for index, state in enumerate(states) if state is not None}
 
     def load_model(self, device_map: Any = None) -> None:
         """Copy the weights of the encoder `vision_tower_name`, unless they are loaded already, and freeze them.
@@ -168,11 +170,11 @@ class VisionTower(nn.Module):
 
     @property
     def image_size(self) -> int:
-        return self.config.image_size
+        return side(self.config.image_size)
 
     @property
     def num_patches_per_side(self) -> int:
-        return self.config.image_size // self.config.patch_size
+        return self.image_size // side(self.config.patch_size)
 
     @property
     def num_patches(self) -> int:

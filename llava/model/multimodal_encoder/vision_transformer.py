@@ -10,7 +10,8 @@ buffers, because from_pretrained leaves buffers that are not in the checkpoint u
 Shapes: T tiles, N patches, D width, S image side.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,21 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 VisionConfig = CLIPVisionConfig | SiglipVisionConfig
 
 
+def side(length: object) -> int:
+    """The side of a square as configurations give it. Raises ValueError for what is not one number."""
+    if not isinstance(length, int):
+        raise ValueError(f"vision towers see square images in square patches, but the configuration says {length}")
+    return length
+
+
 class VisionEmbeddings(nn.Module):
     """Image patches with learned positions; CLIP puts a class token in front, SigLIP has none."""
 
     def __init__(self, config: VisionConfig, has_class_token: bool) -> None:
         super().__init__()
-        width, patch = config.hidden_size, config.patch_size
-        self.image_size = config.image_size
-        self.num_positions = (config.image_size // patch) ** 2 + int(has_class_token)
+        width, patch = config.hidden_size, side(config.patch_size)
+        self.image_size = side(config.image_size)
+        self.num_positions = (self.image_size // patch) ** 2 + int(has_class_token)
         self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, patch, bias=not has_class_token)
         self.position_embedding = nn.Embedding(self.num_positions, width)
         self.class_embedding = nn.Parameter(torch.empty(width)) if has_class_token else None
@@ -72,7 +80,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         # Attention maps are never read from the layers (see move_kd/attention.py), so no need for eager attention.
         config._attn_implementation = "sdpa"
-        layer = CLIPEncoderLayer if has_class_token else SiglipEncoderLayer
+        layer: Callable[[Any], nn.Module] = CLIPEncoderLayer if has_class_token else SiglipEncoderLayer
         self.embeddings = VisionEmbeddings(config, has_class_token)
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_class_token else nn.Identity()
         self.pre_layrnorm = norm  # sic, the published name
