@@ -22,6 +22,13 @@ def test_running_statistics_equal_those_of_all_images_at_once() -> None:
     assert (statistics.count.item(), statistics.steps.item()) == (10, 4)
 
 
+def test_a_channel_far_from_zero_keeps_its_small_spread() -> None:
+    statistics = ChannelStatistics(1)
+    for _ in range(3):
+        update_statistics([statistics], [1000 + 0.1 * torch.randn(8, 64, 1)], torch.ones(8))
+        assert statistics.variance.sqrt().item() == pytest.approx(0.1, rel=0.2)
+
+
 def test_blank_images_do_not_count() -> None:
     images = torch.randn(4, 3, 2)
     with_blanks, without = ChannelStatistics(2), ChannelStatistics(2)

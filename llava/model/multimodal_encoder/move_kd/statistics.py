@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 EPSILON = 1e-6
+CHUNK = 4  # images
 
 
 class ChannelStatistics(nn.Module):
@@ -44,15 +45,20 @@ class ChannelStatistics(nn.Module):
 
     @torch.no_grad()
     def moments(self, tokens: Tensor, weight: Tensor) -> Tensor:
-        """tokens (M, N, D), weight (M,), 0 for what must not count. Returns (1 + 2 * D,) float32, which may be summed
-        over processes: images, and sums of first and second power of the distance to the current mean."""
-        distance = tokens.float() - self.mean
-        share = weight.float().unsqueeze(-1)
+        """tokens (M, N, D), weight (M,), 0 for what must not count. Returns (1 + 2 * D,), which may be summed over
+        processes: images, and sums of first and second power of the distance to the current mean. In float64 where
+        there is one: in the first step the mean is not known yet, and some channels lie far from zero."""
+        wide = torch.float32 if tokens.device.type == "mps" else torch.float64
+        share = weight.to(wide).unsqueeze(-1)
         if self.max_steps is not None:
             share = share * (self.steps < self.max_steps)
-        first = (share * distance.mean(1)).sum(0)
-        second = (share * distance.square().mean(1)).sum(0)
-        return torch.cat([share.sum().unsqueeze(0), first, second])
+        sums = torch.zeros(2, len(self.mean), dtype=wide, device=tokens.device)
+        # A few images at a time: a float32 copy of all tokens may be a gigabyte.
+        for part, counts in zip(tokens.split(CHUNK), share.split(CHUNK), strict=True):
+            distance = part.float() - self.mean
+            for total, values in zip(sums, (distance, distance.square()), strict=True):
+                total += (counts * values.mean(1, dtype=wide)).sum(0)
+        return torch.cat([share.sum().unsqueeze(0), sums.flatten()])
 
     @torch.no_grad()
     def update(self, moments: Tensor) -> None:
@@ -63,7 +69,7 @@ class ChannelStatistics(nn.Module):
         shift = first * share
         variance = (self.count * self.variance + second) * share - shift.square()
         self.variance.copy_(torch.where(total > 0, variance.clamp_min(0.0), self.variance))
-        self.mean.add_(shift)
+        self.mean.add_(shift.to(self.mean.dtype))
         self.count.copy_(total.squeeze(0))
         self.steps.add_((images > 0).long().squeeze(0))
 
