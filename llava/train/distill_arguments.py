@@ -124,8 +124,9 @@ class DistillArguments:
         if not self.distills and not self.has_experts:
             return None
         config = self._distill_config()
-        changes: dict[str, Any] = {} if tune_encoder else {"balance_weight": 0.0}
-        return dataclasses.replace(config, **changes, **({} if self.distills else {"objectives": ()}))
+        if not tune_encoder:
+            config = dataclasses.replace(config, balance_weight=0.0)
+        return config if self.distills else dataclasses.replace(config, objectives=())
 
     def mole_config(self) -> MoLEConfig | None:
         """The experts of a student that is built anew, or None for a plain one. Raises ValueError."""

@@ -37,7 +37,8 @@ class Shape:
 
     @classmethod
     def of(cls, owner: HasShape) -> "Shape":
-        return cls(tuple(owner.grid), owner.width)
+        height, width = owner.grid
+        return cls((height, width), owner.width)
 
     @property
     def tokens(self) -> int:

@@ -33,8 +33,9 @@ class Distiller(nn.Module):
     Set `collect_metrics` for a step whose metrics are wanted. Raises ValueError for a configuration that cannot run.
     """
 
+    student: Any  # any VLM that answers with `loss` and `vision`, whatever wraps it
     accepts_loss_kwargs = False  # the sum of an LM loss and others must not be scaled by the number of tokens
-    _keys_to_ignore_on_save = None
+    _keys_to_ignore_on_save = None  # transformers' trainer looks for it when it loads a state dict
 
     def __init__(
         self, student: nn.Module, teachers: Mapping[str, HasShape] | None = None, config: DistillConfig | None = None
@@ -51,9 +52,9 @@ class Distiller(nn.Module):
         self.collect_metrics = False
         used_layers = 0
         if teachers or config.balance_weight > 0:
-            tower = student.get_vision_tower()
+            tower = self.student.get_vision_tower()
             if tower is None:
-                raise ValueError(f"the student has no vision tower, so {sorted(teachers)} cannot teach it anything.")
+                raise ValueError("the student has no vision tower: nothing can be distilled. Set --vision_tower.")
             self.grid = (tower.num_patches_per_side, tower.num_patches_per_side)
             shapes = {name: Shape.of(teachers[name]) for name in self.targets}
             self.adapters = build_alignments(shapes, Shape(self.grid, tower.hidden_size), config)

@@ -5,8 +5,10 @@ process, so sharded training cannot hang and the device never waits for the host
 Legend: T tiles, N tokens, D width in, O width out, E experts, R rank.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,11 +112,13 @@ class MoLE(nn.Module):
     (`original_module`, `moe_down` for fc1, `moe_up` for fc2, `router`), with the experts stacked.
     """
 
+    original_module: Any  # of CLIP, SigLIP or a test, so only what is called is known
+
     def __init__(self, mlp: nn.Module, config: MoLEConfig) -> None:
         super().__init__()
-        fc1, fc2 = mlp.fc1, mlp.fc2
         self.config = config
         self.original_module = mlp
+        fc1, fc2 = self.original_module.fc1, self.original_module.fc2
         self.router = nn.Linear(fc1.in_features, config.experts, dtype=fc1.weight.dtype, device=fc1.weight.device)
         self.moe_down = StackedLoRA(fc1.in_features, fc1.out_features, config, like=fc1.weight)
         self.moe_up = StackedLoRA(fc2.in_features, fc2.out_features, config, like=fc2.weight)
@@ -139,6 +143,10 @@ class MoLE(nn.Module):
         return self.moe_up(hidden, gate, self.original_module.fc2(hidden))
 
 
+# Servers answer from several threads at once; a record belongs to one pass through the tower.
+_RECORDING = threading.RLock()
+
+
 @contextmanager
 def record_routing(blocks: Iterable[nn.Module]) -> Iterator[list[Routing]]:
     """Collect the routing of every MoLE inside `blocks`, in the order in which they run.
@@ -148,11 +156,12 @@ def record_routing(blocks: Iterable[nn.Module]) -> Iterator[list[Routing]]:
     """
     experts = [module for block in blocks for module in block.modules() if isinstance(module, MoLE)]
     record: list[Routing] = []
-    before = [module.record for module in experts]
-    for module in experts:
-        module.record = record
-    try:
-        yield record
-    finally:
-        for module, previous in zip(experts, before, strict=True):
-            module.record = previous
+    with _RECORDING if experts else nullcontext():
+        before = [module.record for module in experts]
+        for module in experts:
+            module.record = record
+        try:
+            yield record
+        finally:
+            for module, previous in zip(experts, before, strict=True):
+                module.record = previous

@@ -6,6 +6,7 @@ functions on state dicts with any prefix.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ def num_used_layers(num_layers: int, select_layer: int) -> int:
     return used
 
 
-def install_experts(vision_model: nn.Module, config: MoLEConfig, num_used_layers: int) -> None:
-    """Wrap the MLPs of `vision_model.encoder.layers` in place: all of them, or those that are used.
+def install_experts(vision_model: Any, config: MoLEConfig, num_used_layers: int) -> None:
+    """Wrap the MLPs (`.mlp`) of `vision_model.encoder.layers` in place: all of them, or those that are used.
 
     Raises ValueError if they are wrapped already.
     """
