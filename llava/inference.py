@@ -3,64 +3,33 @@
 It knows conversations, pictures and decoding options. It knows nothing of HTTP, web pages or benchmarks.
 """
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
-from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.packing import PackConfig, pack_image
+from llava.model.vision_inputs import tiles_of
+from llava.template_choice import check_template, choose_template, stop_string, until_stop
 
-# The first word found in the checkpoint's name decides, where its config says nothing.
-TEMPLATE_BY_NAME = (
-    ("llama-2", "llava_llama_2"),
-    ("orca", "mistral_orca"),
-    ("hermes", "chatml_direct"),
-    ("v1.6-34b", "chatml_direct"),
-    ("mistral", "mistral_instruct"),
-    ("mixtral", "mistral_instruct"),
-    ("qwen", "qwen_1_5"),
-    ("llama3", "llava_llama_3"),
-    ("llama-3", "llava_llama_3"),
-    ("move-kd", "vicuna_v1"),
-    ("v1", "llava_v1"),
-    ("mpt", "mpt"),
-)
-TEMPLATE_BY_TYPE = {
-    "llava_qwen": "qwen_1_5",
-    "llava_qwen_moe": "qwen_1_5",
-    "llava_mistral": "mistral_instruct",
-    "llava_mixtral": "mistral_instruct",
-    "llava_gemma": "gemma_instruct",
-    "move_llava_llama": "vicuna_v1",
-}
+__all__ = ["Chat", "ContextExceeded", "Decoding", "Turn", "choose_template", "image_prefix", "stop_string"]
+
+# No token is longer than this on average, so that text beyond it need not be tokenized to be refused.
+CHARACTERS_PER_TOKEN = 64
 
 
-def choose_template(model_name: str, config: Any) -> str:
-    """The key in `conv_templates` that suits a checkpoint: what training recorded, else its name, else its type."""
-    recorded = config.to_dict().get("conversation_template")
-    if recorded in conv_templates:
-        return recorded
-    lowered = model_name.lower()
-    for word, template in TEMPLATE_BY_NAME:
-        if word in lowered:
-            return template
-    return TEMPLATE_BY_TYPE.get(config.model_type, "vicuna_v1")
-
-
-def stop_string(conversation: Conversation) -> str | None:
-    """What ends an answer in this template."""
-    if conversation.stop_str:
-        return conversation.stop_str
-    first = (SeparatorStyle.SINGLE, SeparatorStyle.MPT, SeparatorStyle.CHATML, SeparatorStyle.GEMMA, SeparatorStyle.LLAMA_3)
-    stop = conversation.sep if conversation.sep_style in first else conversation.sep2
-    return stop.strip() or None if stop else None
+class ContextExceeded(ValueError):
+    """A prompt with its pictures leaves no room for an answer."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +42,12 @@ class Decoding:
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_new_tokens < 1 or self.num_beams < 1:
-            raise ValueError(f"temperature must be >= 0, max_new_tokens and num_beams >= 1: got {self}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a number from 0 on, got {self.temperature}")
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ValueError(
+                f"max_new_tokens and num_beams must be at least 1, got {self.max_new_tokens} and {self.num_beams}"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
@@ -84,6 +57,23 @@ class Decoding:
         else:
             chosen = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
         return {**chosen, "num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens, "use_cache": True}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its pictures, and its answer once there is one. text: without image tokens."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    answer: str | None = None
+
+
+class Prompt(NamedTuple):
+    """What is generated from. text: with one `<image>` for each of `images`. stop: what ends the answer."""
+
+    text: str
+    images: list[Image.Image]
+    stop: str | None
 
 
 class StopEvent(StoppingCriteria):
@@ -96,8 +86,21 @@ class StopEvent(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)  # type: ignore[return-value]
 
 
+def place(device: str) -> dict[str, Any]:
+    """Options of `load_pretrained_model` for a device: `auto` or `cuda` take the GPUs if there are any, else the CPU.
+
+    Half precision on an accelerator, float32 on the CPU.
+    """
+    if device in ("auto", "cuda"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"device": device, "torch_dtype": "float32" if device == "cpu" else "float16"}
+
+
 class Chat:
-    """Answers to (conversation, pictures). `name` is the checkpoint's, `template` a key of `conv_templates`."""
+    """Answers to (conversation, pictures). `name` is the checkpoint's, `template` a key of `conv_templates`.
+
+    Several threads may call one Chat.
+    """
 
     def __init__(
         self,
@@ -108,39 +111,59 @@ class Chat:
         name: str = "model",
         template: str | None = None,
     ) -> None:
-        if template is not None and template not in conv_templates:
-            raise ValueError(f"no conversation template {template!r}; there are {', '.join(sorted(conv_templates))}")
         self.tokenizer = tokenizer
         self.model = model.eval()
         self.image_processor = image_processor
         self.context_length = context_length
         self.name = name
-        self.template = template or choose_template(name, model.config)
+        self.template = check_template(template) if template else choose_template(name, model.config)
+        self._tokenizing = threading.Lock()  # fast tokenizers refuse to be borrowed twice
 
     @classmethod
-    def load(cls, model_path: str, model_base: str | None = None, template: str | None = None, **options: Any) -> "Chat":
-        """Loads a checkpoint; `options` are those of `load_pretrained_model`."""
-        name = get_model_name_from_path(model_path)
-        loaded = load_pretrained_model(model_path, model_base, name, **options)
-        return cls(*loaded, name=name, template=template)
+    def load(
+        cls,
+        model_path: str,
+        model_base: str | None = None,
+        template: str | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> "Chat":
+        """Loads a checkpoint; `options` are those of `load_pretrained_model`. name: None takes the path's last part."""
+        if template:
+            check_template(template)
+        name = name or get_model_name_from_path(model_path)
+        return cls(*load_pretrained_model(model_path, model_base, name, **options), name=name, template=template)
 
     @property
     def sees(self) -> bool:
         return self.image_processor is not None
 
-    def conversation(self) -> Conversation:
-        return conv_templates[self.template].copy()
+    def conversation(self, template: str | None = None) -> Conversation:
+        return conv_templates[check_template(template or self.template)].copy()
+
+    def prompt(self, turns: Sequence[Turn], template: str | None = None) -> Prompt:
+        """The turns in the checkpoint's template, or another; the last one's answer is still to be given."""
+        conversation = self.conversation(template)
+        user, assistant = conversation.roles
+        for index, turn in enumerate(turns):
+            message: Any = image_prefix(self, len(turn.images)) + turn.text
+            if index == 0 and turn.images and "mmtag" in conversation.version:
+                message = (turn.text, list(turn.images), "Default")  # the template announces pictures in its own words
+            conversation.append_message(user, message)
+            conversation.append_message(assistant, turn.answer)
+        images = [image for turn in turns for image in turn.images]
+        return Prompt(conversation.get_prompt(), images, stop_string(conversation))
 
     def inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         """Left-padded ids, mask and pictures for `model.generate`; pictures of prompt i are `images[i]`, in order.
 
-        Raises ValueError when a prompt does not fit the context or names another number of pictures than it has.
+        Raises ValueError when a prompt names another number of pictures than it has, ContextExceeded when it does not
+        fit the context.
         """
         for prompt, pictures in zip(prompts, images, strict=True):
-            asked = prompt.count(DEFAULT_IMAGE_TOKEN)
-            if asked != len(pictures):
-                raise ValueError(f"the prompt names {asked} picture(s) ({DEFAULT_IMAGE_TOKEN}), {len(pictures)} were given")
-        rows = [tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt") for prompt in prompts]
+            self._check(prompt, len(pictures))
+        with self._tokenizing:
+            rows = [tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts]
         length = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.full((len(rows), length), pad, dtype=torch.long)
@@ -156,67 +179,151 @@ class Chat:
             **self._pictures(images),
         }
 
+    def _check(self, prompt: str, count: int) -> None:
+        asked = prompt.count(DEFAULT_IMAGE_TOKEN)
+        if asked != count:
+            raise ValueError(f"the prompt names {asked} picture(s) ({DEFAULT_IMAGE_TOKEN}), {count} were given")
+        if count and not self.sees:
+            raise ValueError(f"{self.name} is a language model without a vision tower: it takes no pictures")
+        if len(prompt) > CHARACTERS_PER_TOKEN * self.prompt_limit:
+            raise ContextExceeded(
+                f"the prompt has {len(prompt):,} characters, far more than the {self.prompt_limit} tokens that "
+                f"{self.name} can read"
+            )
+
     def _pictures(self, images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         """`images` and `image_sizes`; a prompt without a picture in a batch that has some gets an unused blank."""
         if not any(images):
-            return {"images": None}
-        if not self.sees:
-            raise ValueError(f"{self.name} is a language model without a vision tower: it takes no pictures")
+            return {"images": None} if self.sees else {}
         side = self.image_processor.crop_size["height"]
         blank = [Image.new("RGB", (side, side))]
         flat = [picture.convert("RGB") for pictures in images for picture in (pictures or blank)]
         pixels = process_images(flat, self.image_processor, self.model.config)
-        place = {"device": self.model.device, "dtype": self.model.dtype}
-        moved = pixels.to(**place) if isinstance(pixels, torch.Tensor) else [item.to(**place) for item in pixels]
+        target = {"device": self.model.device, "dtype": self.model.dtype}
+        moved = pixels.to(**target) if isinstance(pixels, Tensor) else [item.to(**target) for item in pixels]
         return {"images": moved, "image_sizes": [picture.size for picture in flat]}
 
+    @property
+    def prompt_limit(self) -> int:
+        """Tokens of the longest prompt that reaches the model whole; what is longer would be cut at its end."""
+        cut = self.model.config.to_dict().get("tokenizer_model_max_length")
+        return min(self.context_length, int(cut)) if cut else self.context_length
+
+    def count_tokens(self, inputs: dict[str, Any]) -> int:
+        """Length of the longest prompt of `inputs` with its pictures, whatever tiles they were cut into."""
+        ids = inputs["inputs"]
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        pictures = (ids == IMAGE_TOKEN_INDEX).sum(dim=1).tolist()
+        tokens = iter(image_tokens(self.model, inputs["images"], inputs["image_sizes"]) if any(pictures) else ())
+        totals = []
+        for length, count in zip(lengths, pictures, strict=True):
+            taken = [next(tokens) for _ in range(count or int(any(pictures)))]
+            totals.append(length - count + (sum(taken) if count else 0))
+        return max(totals)
+
+    def room(self, inputs: dict[str, Any]) -> int:
+        """How many tokens an answer may have. Raises ContextExceeded if there is no room for one."""
+        used = self.count_tokens(inputs)
+        room = self.context_length - used
+        if used > self.prompt_limit or room < 1:
+            raise ContextExceeded(
+                f"the conversation has {used:,} tokens with its pictures, {self.name} can read "
+                f"{min(self.prompt_limit, self.context_length - 1):,}; start a new one, or leave out pictures"
+            )
+        return room
+
     def answer_all(
-        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], decoding: Decoding, stop: str | None = None
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        decoding: Decoding,
+        stop: str | None = None,
     ) -> list[str]:
-        """One stripped answer per prompt, generated as one batch."""
+        """One stripped answer per prompt, generated as one batch. Raises what `inputs` and `room` raise."""
         inputs = self.inputs(prompts, images)
+        self.room(inputs)
         with torch.inference_mode():
             tokens = self.model.generate(**inputs, **decoding.arguments())
+        if not self.sees:  # a plain language model repeats the prompt
+            tokens = tokens[:, inputs["inputs"].shape[1] :]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [(text.split(stop)[0] if stop else text).strip() for text in texts]
+        return [until_stop(text, [stop] if stop else []) for text in texts]
 
     def stream(
         self,
         prompt: str,
         images: Sequence[Image.Image],
         decoding: Decoding,
-        stop: str | None = None,
+        stop: str | Sequence[str] | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[str]:
         """The answer so far, growing; ends early when `cancel` is set or the iterator is closed.
 
-        Raises what generation raised.
+        It is no longer than the context allows. Raises what `inputs`, `room` and generation raise.
         """
         cancel = cancel or threading.Event()
+        stops = [stop] if isinstance(stop, str) else [text for text in stop or [] if text]
         inputs = self.inputs([prompt], [images])
+        decoding = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, self.room(inputs)))
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         criteria: list[StoppingCriteria] = [StopEvent(cancel)]
-        if stop:
-            criteria.append(KeywordsStoppingCriteria([stop], self.tokenizer, inputs["inputs"]))
-        failures: list[BaseException] = []
+        if stops:
+            criteria.append(KeywordsStoppingCriteria(stops, self.tokenizer, inputs["inputs"]))
 
         def generate() -> None:
-            try:
-                with torch.inference_mode():
-                    self.model.generate(**inputs, **decoding.arguments(), streamer=streamer, stopping_criteria=criteria)
-            except BaseException as failure:
-                failures.append(failure)
-                streamer.end()
+            with torch.inference_mode():
+                self.model.generate(**inputs, **decoding.arguments(), streamer=streamer, stopping_criteria=criteria)
 
-        worker = threading.Thread(target=generate, daemon=True)
-        worker.start()
         text = ""
+        for piece in _streamed(generate, streamer, cancel):
+            text += piece
+            yield until_stop(text, stops, is_final=False)
+        yield until_stop(text, stops)
+
+
+def _streamed(generate: Callable[[], None], streamer: TextIteratorStreamer, cancel: threading.Event) -> Iterator[str]:
+    """The pieces of text while `generate` runs in a thread; sets `cancel` when nobody wants them any longer."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
         try:
-            for piece in streamer:
-                text += piece
-                yield text.split(stop)[0].strip() if stop else text.strip()
-        finally:
-            cancel.set()
-            worker.join()
-        if failures:
-            raise failures[0]
+            generate()
+        except BaseException as failure:
+            failures.append(failure)
+            streamer.end()
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    try:
+        yield from streamer
+    finally:
+        cancel.set()
+        worker.join()
+    if failures:
+        raise failures[0]
+
+
+def image_prefix(chat: Chat, count: int) -> str:
+    """`count` image tokens, each on a line of its own, wrapped as the checkpoint was trained."""
+    token = DEFAULT_IMAGE_TOKEN
+    if chat.model.config.to_dict().get("mm_use_im_start_end"):
+        token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
+    return (token + "\n") * count
+
+
+def image_tokens(model: Any, images: Tensor | Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """How many tokens each picture becomes, found by packing features of width 1 instead of the tower's."""
+    tower = model.get_vision_tower()
+    per_tile = tower.num_patches + int(tower.has_class_token and tower.select_feature.endswith("cls_patch"))
+    tiles, counts = tiles_of(images)
+    if counts is None:
+        return [per_tile] * len(tiles)
+    config, newline = PackConfig.of(model.config), torch.zeros(1)
+    return [
+        len(
+            pack_image(
+                torch.zeros(count, per_tile, 1), config, image_size=size, tile_size=tower.image_size, newline=newline
+            )
+        )
+        for count, size in zip(counts, image_sizes, strict=True)
+    ]

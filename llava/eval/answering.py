@@ -17,8 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
-from llava.inference import Chat, Decoding, stop_string
+from llava.inference import Chat, Decoding, image_prefix, stop_string
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,6 @@ class QuestionImages(Dataset[tuple[Question, list[Image.Image]]]):
         return question, question.open_images()
 
 
-def image_prefix(chat: Chat, count: int) -> str:
-    """`count` image tokens, each on a line of its own, wrapped as the checkpoint was trained."""
-    token = DEFAULT_IMAGE_TOKEN
-    if chat.model.config.to_dict().get("mm_use_im_start_end"):
-        token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
-    return (token + "\n") * count
-
-
 def prompt_of(chat: Chat, message: str, image_count: int) -> str:
     conversation = chat.conversation()
     conversation.append_message(conversation.roles[0], image_prefix(chat, image_count) + message)
@@ -143,7 +134,10 @@ def answer_questions(
     """Answers what `log` lacks, in order, and writes one line per question."""
     open_questions = [question for question in questions if not log.has(question.id)]
     loader = DataLoader(
-        QuestionImages(open_questions), batch_size=batch_size, num_workers=workers if open_questions else 0, collate_fn=list
+        QuestionImages(open_questions),
+        batch_size=batch_size,
+        num_workers=workers if open_questions else 0,
+        collate_fn=list,
     )
     stop = stop_string(chat.conversation())
     progress = tqdm(total=len(questions), initial=len(questions) - len(open_questions), desc="answers")

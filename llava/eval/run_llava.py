@@ -1,25 +1,16 @@
 """One question about one or several pictures, from the command line or from Python.
 
-    python -m llava.eval.run_llava --model-path DIR --image-file a.jpg,b.jpg --query "What is this?"
+python -m llava.eval.run_llava --model-path DIR --image-file a.jpg,b.jpg --query "What is this?"
 """
 
 import argparse
-from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image
 
 from llava.constants import IMAGE_PLACEHOLDER
-from llava.eval.answering import image_prefix, open_rgb
-from llava.inference import Chat, Decoding, stop_string
-from llava.remote import fetch_image
-
-
-def load_image(location: str) -> Image.Image:
-    """An RGB picture from a path or an http(s) address."""
-    if location.startswith(("http://", "https://")):
-        return fetch_image(location)
-    return open_rgb(Path(location).expanduser())
+from llava.inference import Chat, Decoding, image_prefix, stop_string
+from llava.remote import load_image
 
 
 def answer(chat: Chat, query: str, images: list[Image.Image], decoding: Decoding) -> str:
