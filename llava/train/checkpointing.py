@@ -90,8 +90,8 @@ class CheckpointWriter:
         named: dict[str, Mapping[str, Tensor]] = {part: parts[part] for part in LIGHT_PARTS if parts[part]}
         if "adapters" in named:
             named["adapters"] = {**named["adapters"], **self.distiller.adapter_buffers()}
-        trained_embeddings = trained_parts(parts).get("language_model", {}) if self.run.stage.embeddings else {}
-        named["projector"] = {**named["projector"], **trained_embeddings}
+        if self.run.stage.embeddings:
+            named["projector"] = {**named["projector"], **trained_parts(parts)["language_model"]}
         return {part: gather_state_dict(tensors) for part, tensors in named.items()}
 
     # -- the state

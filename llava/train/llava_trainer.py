@@ -196,6 +196,12 @@ class LLaVATrainer(Trainer):
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # resumed at the end: the Trainer would take one step more
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.writer.read_state(resume_from_checkpoint)
 

@@ -28,14 +28,14 @@ from tests.parity.vectors import cases
 from tests.tiny import tiny_llava
 
 ROWS = [row for case in cases("K_training_setup") for row in case.meta["rows"]]
-BASE = "--model_name_or_path m --data_path d --vision_tower v --learning_rate 1e-3 --weight_decay 0.1".split()
-DISTILL = "--encoder_teachers clip eva convnext --kd_recipe release".split()
+FLAGS = """--model_name_or_path m --data_path d --vision_tower v --learning_rate 1e-3 --weight_decay 0.1
+    --encoder_teachers clip eva convnext --kd_recipe release"""
 TEACHERS = {"clip": Shape((4, 4), 32), "eva": Shape((4, 4), 24), "convnext": Shape((2, 2), 40)}
 
 
 def _run(flags: Mapping[str, Any], folder: Path) -> Run:
     given = [word for name, value in {"moe_encoder": True, **flags}.items() for word in (f"--{name}", str(value))]
-    return parse_run([*BASE, *DISTILL, "--output_dir", str(folder), *given])
+    return parse_run([*FLAGS.split(), "--output_dir", str(folder), *given])
 
 
 def _distiller(run: Run, folder: Path) -> Distiller:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -94,10 +93,20 @@ def train_in_process(flags: list[str], monkeypatch: Any) -> None:
     train()
 
 
-def start(flags: list[str], processes: int = 0, port: int = 29711, **env: str) -> subprocess.Popen[str]:
-    """`processes` 0 starts plain Python, else torchrun with so many."""
-    entry = [str(ROOT / "llava" / "train" / "train.py"), *flags]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+def train_tiny(world: World, out: Path, monkeypatch: Any, *groups: dict[str, Any]) -> Path:
+    """A run on the captions of `world` (unless `groups` say otherwise) that writes to `out`, which is returned."""
+    data = {"data_path": world.folder / "captions.json", "output_dir": out}
+    train_in_process(command_line(world.model_flags, RUN_FLAGS, data, *groups), monkeypatch)
+    return out
+
+
+def start(flags: list[str], processes: int = 0, port: int = 29711, launcher: str = "torchrun") -> subprocess.Popen[str]:
+    """`processes` 0 starts plain Python, else a launcher ("torchrun" or "deepspeed") with so many."""
+    entry = [str(ROOT / "llava" / "train" / "train_mem.py"), *flags]
+    if launcher == "torchrun":
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+    else:
+        launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", str(port)]
     settings = {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -107,8 +116,8 @@ def start(flags: list[str], processes: int = 0, port: int = 29711, **env: str) -
     }
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
-        [sys.executable, *(torchrun if processes else []), *entry],
-        env={**clean, **settings, **env},
+        [sys.executable, *(launch if processes else []), *entry],
+        env={**clean, **settings},
         cwd=ROOT,
         text=True,
         start_new_session=True,
@@ -124,15 +133,11 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     return output
 
 
-def run(flags: list[str], processes: int = 0, port: int = 29711, **env: str) -> str:
-    return finish(start(flags, processes, port, **env))
+def run(flags: list[str], processes: int = 0, port: int = 29711, launcher: str = "torchrun") -> str:
+    return finish(start(flags, processes, port, launcher))
 
 
 def losses(output_dir: Path) -> list[float]:
     """The loss of every logged step, from trainer_state.json."""
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
-
-
-def printed_losses(output: str) -> list[float]:
-    return [float(value) for value in re.findall(r"'loss': '?([-0-9.e]+)", output)]

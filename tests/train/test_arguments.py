@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ from llava.train.training_arguments import read_deepspeed_config
 
 ROOT = Path(__file__).parents[2]
 
-LLAVA_1_5 = """model_name_or_path version freeze_backbone tune_mm_mlp_adapter vision_tower mm_vision_select_layer
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+LLAVA_1_5 = words("""model_name_or_path version freeze_backbone tune_mm_mlp_adapter vision_tower mm_vision_select_layer
     pretrain_mm_mlp_adapter mm_projector_type mm_use_im_start_end mm_use_im_patch_token mm_patch_merge_type
     mm_vision_select_feature data_path lazy_preprocess is_multimodal image_folder image_aspect_ratio cache_dir optim
     remove_unused_columns freeze_mm_mlp_adapter mpt_attn_impl model_max_length double_quant quant_type bits lora_enable
-    lora_r lora_alpha lora_dropout lora_weight_path lora_bias mm_projector_lr group_by_modality_length""".split()
-TRAINER = """deepspeed bf16 fp16 output_dir run_name num_train_epochs per_device_train_batch_size
+    lora_r lora_alpha lora_dropout lora_weight_path lora_bias mm_projector_lr group_by_modality_length""")
+TRAINER = words("""deepspeed bf16 fp16 output_dir run_name num_train_epochs per_device_train_batch_size
     per_device_eval_batch_size gradient_accumulation_steps evaluation_strategy save_strategy save_steps
     save_total_limit learning_rate weight_decay warmup_ratio lr_scheduler_type logging_steps tf32
     gradient_checkpointing dataloader_num_workers dataloader_drop_last report_to torch_compile torch_compile_backend
-    local_rank""".split()
-LLAVA_NEXT = """model_class_name mm_tunable_parts tune_mm_vision_resampler vision_tower_pretrained
+    local_rank""")
+LLAVA_NEXT = words("""model_class_name mm_tunable_parts tune_mm_vision_resampler vision_tower_pretrained
     unfreeze_mm_vision_tower unfreeze_language_model mm_resampler_type mm_mask_drop_mode mm_mask_drop_skip_percentage
     mm_mask_drop_ratio mm_mask_drop_ratio_upper mm_mask_drop_ratio_lower mm_spatial_pool_stride mm_spatial_pool_mode
     mm_spatial_pool_out_channels mm_perceiver_depth mm_perceiver_latents mm_perceiver_ff_mult mm_perceiver_pretrained
@@ -35,17 +41,18 @@ LLAVA_NEXT = """model_class_name mm_tunable_parts tune_mm_vision_resampler visio
     image_grid_pinpoints image_crop_resolution image_split_resolution video_folder video_fps frames_upbound
     add_time_instruction force_sample freeze_mm_vision_resampler mm_vision_tower_lr group_by_varlen
     group_by_modality_length_auto auto_find_batch_size verbose_logging attn_implementation trainer_mode zo_eps
-    zo_num_directions""".split()
-MOVE_KD = """encoder_teachers pretrain_encoder_adapter pretrain_mole_encoder moe_encoder moe_encoder_dense
+    zo_num_directions""")
+MOVE_KD = words("""encoder_teachers pretrain_encoder_adapter pretrain_mole_encoder moe_encoder moe_encoder_dense
     moe_encoder_lora_rank moe_encoder_lora_alpha moe_encoder_num_experts finetune tune_encoder tune_encoder_adapter
-    tune_all kd kd_w kd_memory_w token_weight teacher_weight moe_encoder_balance_w""".split()
+    tune_all kd kd_w kd_memory_w token_weight teacher_weight moe_encoder_balance_w""")
 # What transformers 4.37 had and transformers 5 has not.
-DROPPED = """overwrite_output_dir evaluation_strategy per_gpu_train_batch_size per_gpu_eval_batch_size warmup_ratio
+DROPPED = words("""overwrite_output_dir evaluation_strategy per_gpu_train_batch_size per_gpu_eval_batch_size
+    warmup_ratio
     logging_dir save_safetensors no_cuda use_mps_device jit_mode_eval use_ipex fp16_opt_level half_precision_backend
     tpu_num_cores tpu_metrics_debug past_index fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap adafactor
     group_by_length use_legacy_prediction_loop include_inputs_for_metrics fp16_backend push_to_hub_model_id
     push_to_hub_organization push_to_hub_token mp_parameters torchdynamo ray_scope dispatch_batches split_batches
-    include_tokens_per_second""".split()
+    include_tokens_per_second""")
 
 
 @pytest.fixture
@@ -71,7 +78,9 @@ def test_nothing_is_warned_about_by_default(minimal: list[str]) -> None:
 def test_older_names_set_what_they_always_did(minimal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     old = "--evaluation_strategy epoch --warmup_ratio 0.03 --no_cuda True --per_gpu_train_batch_size 3 --eval_split 2"
-    run = parse_run([*minimal, *old.split(), "--adafactor", "True", "--overwrite_output_dir", "--split_batches", "True"])
+    run = parse_run(
+        [*minimal, *old.split(), "--adafactor", "True", "--overwrite_output_dir", "--split_batches", "True"]
+    )
     hf = run.hf
     assert (hf.eval_strategy, hf.use_cpu, hf.per_device_train_batch_size, hf.optim) == ("epoch", True, 3, "adafactor")
     assert hf.get_warmup_steps(1000) == 30
@@ -169,7 +178,6 @@ WRONG: list[tuple[list[str], str]] = [
     (["--warmup_ratio", "3"], "warmup_ratio"),
     (["--mm_resampler_type", "perceiver"], "perceiver"),
     (["--image_aspect_ratio", "tall"], "tall"),
-    (["--report_to", "wandb"], "wandb"),
     (["--lora_bias", "some"], "lora_only"),
     (["--train_sampling_strategy", "batch_rebalance"], "batch_rebalance"),
 ]
@@ -227,7 +235,7 @@ def test_deepspeed_files_hold_the_published_settings(path: Path) -> None:
 
 
 def test_all_published_deepspeed_files_are_there() -> None:
-    names = "zero2 zero3 zero2_offload zero3_offload zero2_fused_adamw zero3pp zero2_finetune".split()
+    names = words("zero2 zero3 zero2_offload zero3_offload zero2_fused_adamw zero3pp zero2_finetune")
     assert {path.stem for path in CONFIGS} >= set(names)
 
 
@@ -292,6 +300,4 @@ def test_shell_scripts_have_no_syntax_error(script: Path) -> None:
 
 def test_importing_the_arguments_does_not_import_deepspeed() -> None:
     code = "import sys, llava.train.arguments; sys.exit('deepspeed' in sys.modules)"
-    import sys
-
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

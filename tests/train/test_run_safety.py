@@ -1,0 +1,94 @@
+"""What protects a run: exact resumes, refusals, and messages that say what to do."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava.model.checkpoint import read_state_dict
+from llava.train.errors import readable_errors, resumable
+from llava.train.meter import NonFiniteLoss
+from llava.train.resume import checkpoints
+from tests.train.runs import STAGE_ONE, STAGE_TWO, World, losses, train_tiny
+
+PROJECTOR = "model.mm_projector.0.weight"
+
+
+def test_rounded_training_resumes_from_unrounded_weights(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"bf16": True, "save_strategy": "steps", "save_steps": 2, "data_path": world.folder / "chats.json"}
+    whole = train_tiny(world, tmp_path / "whole", monkeypatch, STAGE_TWO, flags)
+    assert read_state_dict(whole)["lm_head.weight"].dtype == torch.bfloat16
+    assert (
+        load_file(whole / "checkpoint-2" / "trained_state.safetensors")["student.lm_head.weight"].dtype == torch.float32
+    )
+    broken = tmp_path / "broken"
+    shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
+    train_tiny(world, broken, monkeypatch, STAGE_TWO, flags)
+    assert losses(broken) == losses(whole)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    flags = {"learning_rate": 1e30, "logging_steps": every, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(NonFiniteLoss, match=r"lm not finite \d micro-batches before the last, in samples c\d+, c\d+"):
+        train_tiny(world, tmp_path, monkeypatch, STAGE_ONE, flags)
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_finished_run_started_again_trains_no_further(
+    world: World, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(stage_one, tmp_path / "again")
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    train_tiny(world, out, monkeypatch, STAGE_ONE, saving)
+    assert losses(out) == losses(stage_one)
+    assert torch.equal(
+        torch.load(out / "mm_projector.bin", weights_only=True)[PROJECTOR],
+        torch.load(stage_one / "mm_projector.bin", weights_only=True)[PROJECTOR],
+    )
+
+
+def test_a_checkpoint_of_another_stage_is_refused(
+    world: World, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(stage_one, tmp_path / "again")
+    with pytest.raises(ValueError, match="trained other tensors"):
+        train_tiny(world, out, monkeypatch, STAGE_TWO, {"max_steps": 8})
+
+
+def test_overwriting_the_output_directory_begins_again(
+    world: World, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(stage_one, tmp_path / "again")
+    train_tiny(world, out, monkeypatch, STAGE_ONE, {"overwrite_output_dir": True, "max_steps": 1})
+    assert checkpoints(out) == []
+    assert len(losses(out)) == 1
+
+
+def test_a_mistake_is_one_line_and_debugging_shows_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLAVA_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as stopped, readable_errors():
+        raise ValueError("two\nlines")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.splitlines() == ["error: two lines (LLAVA_DEBUG=1 shows the traceback)"]
+    monkeypatch.setenv("LLAVA_DEBUG", "1")
+    with pytest.raises(ValueError, match="two"), readable_errors():
+        raise ValueError("two\nlines")
+
+
+def test_an_interrupted_run_says_where_it_would_go_on(
+    stage_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, text in ((stage_one, "goes on from"), (tmp_path, "begins again")):
+        with pytest.raises(SystemExit) as stopped, resumable(str(folder)):
+            raise KeyboardInterrupt
+        assert stopped.value.code == 130
+        assert text in capsys.readouterr().err

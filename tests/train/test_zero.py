@@ -1,0 +1,70 @@
+"""Two processes, one of which never sees a picture, under every way to share the work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import read_state_dict
+from llava.train.order import ShuffledSampler
+from tests.tiny_teachers import make_eva
+from tests.train.runs import RUN_FLAGS, World, command_line, losses, run
+
+SEED = 42  # transformers' default
+
+pytestmark = pytest.mark.slow
+
+
+def _one_rank_without_pictures(world: World, folder: Path) -> Path:
+    """Records whose order, in batches of one for two processes, gives the second process text alone."""
+    pictures = json.loads((world.folder / "captions.json").read_text())
+    texts = json.loads((world.folder / "texts.json").read_text())
+    count = 2 * min(len(pictures), len(texts))
+    records: list[Any] = [None] * count
+    for position, index in enumerate(ShuffledSampler(count, SEED)):
+        records[index] = (texts if position % 2 else pictures)[position // 2]
+    path = folder / "mixed.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def flags(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Everything trains: language model, tower, experts, adapters; teachers of two kinds; gradients recomputed."""
+    folder = tmp_path_factory.mktemp("mixed")
+    return {
+        "version": "v1",
+        "data_path": _one_rank_without_pictures(world, folder),
+        "encoder_teachers": ["clip", f"eva:path={make_eva(folder)},size=64,heads=2"],
+        "moe_encoder_lora_rank": 4,
+        "tune_all": True,
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": "[[28, 56], [56, 28]]",
+        "mm_patch_merge_type": "spatial_unpad",
+        "per_device_train_batch_size": 1,
+        "max_steps": 4,
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(world: World, flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of two processes without DeepSpeed."""
+    out = tmp_path_factory.mktemp("torch")
+    run(command_line(world.model_flags, RUN_FLAGS, flags, {"output_dir": out}), 2, 29751)
+    return losses(out)
+
+
+@pytest.mark.parametrize(("launcher", "config"), [("deepspeed", "zero2"), ("torchrun", "zero3")])
+def test_a_rank_without_pictures_neither_hangs_nor_changes_the_loss(
+    world: World, flags: dict[str, Any], expected: list[float], tmp_path: Path, launcher: str, config: str
+) -> None:
+    extra = {"output_dir": tmp_path, "deepspeed": f"scripts/{config}.json"}
+    run(command_line(world.model_flags, RUN_FLAGS, flags, extra), 2, 29752 + (config == "zero3"), launcher)
+    assert losses(tmp_path) == pytest.approx(expected, rel=1e-4)
+    state = read_state_dict(tmp_path)
+    assert all(tensor.numel() and torch.isfinite(tensor).all() for tensor in state.values())
+    _, model, _, _ = load_pretrained_model(str(tmp_path), None, "llava-tiny", device="cpu")
+    assert model.parts()["mole"]
