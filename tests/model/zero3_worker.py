@@ -16,7 +16,7 @@ from llava.model.checkpoint import (
     save_student,
 )
 from llava.model.checkpoint_gather import copy_into, is_main_process, is_partitioned
-from llava.model.checkpoint_names import publish_experts
+from llava.model.checkpoint_names import fit_expert_layers, publish_experts
 from llava.train.environment import prepare_deepspeed
 
 SETTINGS = {
@@ -46,11 +46,14 @@ def main(checkpoint: Path, out: Path) -> None:
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     if is_main_process():
         source, saved = read_state_dict(checkpoint), read_state_dict(out / "whole")
-        tower = read_tower(student.config.mm_vision_tower, named)
+        tower = fit_expert_layers(read_tower(student.config.mm_vision_tower), source)
         assert len(saved) == len(publish_experts(whole))
         assert all(torch.equal(tensor, source.get(name, tower.get(name))) for name, tensor in saved.items())
         (out / "done").touch()
     del keep_alive
+    # A process that exits with the group still up is aborted by gloo's threads now and then.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
