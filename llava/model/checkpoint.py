@@ -6,7 +6,7 @@ quantization and device maps are its business alone.
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,14 @@ from llava.model.checkpoint_config import model_class_of, read_config, student_c
 from llava.model.checkpoint_gather import gather_state_dict
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json, read_state_dict
 from llava.model.checkpoint_lora import load_lora, save_lora
-from llava.model.checkpoint_names import VISION_MODEL, fit_expert_layers, tower_name, upgrade_state_dict
+from llava.model.checkpoint_names import (
+    VISION_MODEL,
+    canonical_name,
+    fit_expert_layers,
+    fit_inner_name,
+    tower_name,
+    upgrade_state_dict,
+)
 from llava.model.checkpoint_parts import load_parts
 from llava.model.checkpoint_save import consistent_generation, save_parts, save_student
 
@@ -87,8 +94,9 @@ def build_student(
     where `state` has none of it. model_class: None takes the config's. source: what errors call the checkpoint.
     generation: the directory whose generation settings it takes."""
     model_class = model_class or model_class_of(config.model_type)
+    if attn_implementation == "sdpa" and not model_class._supports_sdpa:
+        attn_implementation = "eager"  # MPT
     skeleton = build_skeleton(model_class, config, source)
-    state = fit_expert_layers(state, expected_shapes(skeleton).keys())
     state = check_state(with_tower(state, skeleton, config), skeleton, source)
     model = model_class.from_pretrained(
         None,
@@ -105,25 +113,26 @@ def build_student(
     return model
 
 
-def with_tower(state: dict[str, Tensor], skeleton: PreTrainedModel, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """`state` with the tower tensors that it lacks, from the encoder that the config names.
+def with_tower(state: Mapping[str, Tensor], skeleton: PreTrainedModel, config: PreTrainedConfig) -> dict[str, Tensor]:
+    """`state` under the skeleton's names, with the tower tensors that it lacks from the encoder that config names.
 
     Published 1.5 checkpoints hold no tower at all, later ones a whole one.
     """
     expected = expected_shapes(skeleton).keys()
-    lacking = [name for name in expected if name.startswith(VISION_MODEL) and name not in state]
+    state = fit_expert_layers(fit_inner_name(state, skeleton.base_model_prefix), expected)
+    lacking = [name for name in expected if canonical_name(name).startswith(VISION_MODEL) and name not in state]
     if not lacking:
         return state
-    tower = read_tower(config.mm_vision_tower, expected)
+    tower = fit_expert_layers(fit_inner_name(read_tower(config.mm_vision_tower), skeleton.base_model_prefix), expected)
     found = {name: tower[name] for name in lacking if name in tower}
     logger.info(f"{len(found)} tensors of the vision tower come from {config.mm_vision_tower}")
     return state | found
 
 
-def read_tower(path: str, expected: Collection[str]) -> dict[str, Tensor]:
-    """The vision half of an encoder's own checkpoint, under the names that a LLaVA model has it by."""
+def read_tower(path: str) -> dict[str, Tensor]:
+    """The vision half of an encoder's own checkpoint, under the names that a plain LLaVA tower has them by."""
     renamed = {tower_name(name): tensor for name, tensor in read_state_dict(path).items()}
-    return fit_expert_layers({name: tensor for name, tensor in renamed.items() if name is not None}, expected)
+    return {name: tensor for name, tensor in renamed.items() if name is not None}
 
 
 def grow_vocabulary(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
@@ -132,7 +141,7 @@ def grow_vocabulary(state: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]
     A base model knows nothing of the tokens that a LLaVA model trained on it has added.
     """
     grown = dict(state)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+    for name in ("model.embed_tokens.weight", "transformer.wte.weight", "lm_head.weight"):
         if name in grown and len(grown[name]) < rows:
             table = grown[name]
             mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)

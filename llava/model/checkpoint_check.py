@@ -4,16 +4,18 @@ transformers only warns about missing and unexpected tensors; here both are erro
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Size, Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 
 from llava.model.checkpoint_io import CheckpointError
-from llava.model.checkpoint_names import MOLE_NAME, VISION_MODEL
+from llava.model.checkpoint_names import MOLE_NAME, VISION_MODEL, VISION_PARTS, canonical_name
 
 SHOWN = 6
 TOWER_LAYER = re.compile(re.escape(VISION_MODEL) + r"encoder\.layers\.(?P<index>\d+)\.")
@@ -40,8 +42,18 @@ def build_skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig,
 
 
 def expected_shapes(skeleton: PreTrainedModel) -> dict[str, Size]:
-    """Every tensor that a checkpoint of this model holds, by name."""
-    return {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+    """Every tensor that a checkpoint of this model holds, by the name that it has in files."""
+    return {name: tensor.shape for name, tensor in as_in_files(skeleton, skeleton.state_dict()).items()}
+
+
+def as_in_files(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors as files hold them: where transformers stacks a language model's experts, one by one."""
+    if get_checkpoint_conversion_mapping(model.config.model_type) is None:
+        return dict(state)
+    # Not the tower: Mixtral's rule would rename its MLPs as well.
+    vision = {name: tensor for name, tensor in state.items() if canonical_name(name).startswith(VISION_PARTS)}
+    language = {name: tensor for name, tensor in state.items() if name not in vision}
+    return revert_weight_conversion(model, language) | vision
 
 
 def check_state(state: Mapping[str, Tensor], skeleton: PreTrainedModel, source: str) -> dict[str, Tensor]:
@@ -93,7 +105,7 @@ def may_be_left_over(name: str, expected: Collection[str]) -> bool:
     return int(layer["index"]) > _last_layer(expected)
 
 
-def _last_layer(names: Collection[str] | object) -> int:
+def _last_layer(names: Iterable[str]) -> int:
     """The largest layer index among tower names; a huge number if there is none, so that nothing comes after it."""
-    indices = [int(match["index"]) for name in names if (match := TOWER_LAYER.match(name))]  # type: ignore[attr-defined]
+    indices = [int(match["index"]) for name in names if (match := TOWER_LAYER.match(name))]
     return max(indices, default=10**9)

@@ -15,7 +15,15 @@ from llava.model.checkpoint_io import CheckpointError, find_file, read_json
 from llava.model.llava_arch import LlavaMetaForCausalLM
 
 # A plain language model's type -> the LLaVA type that lets it see.
-BACKBONES = {"llama": "llava_llama", "mistral": "llava_mistral", "qwen2": "llava_qwen"}
+BACKBONES = {
+    "llama": "llava_llama",
+    "mistral": "llava_mistral",
+    "qwen2": "llava_qwen",
+    "gemma": "llava_gemma",
+    "mixtral": "llava_mixtral",
+    "mpt": "llava_mpt",
+    "qwen2_moe": "llava_qwen_moe",
+}
 HF_NATIVE_TYPES = ("llava", "llava_next")
 ORIGINAL_TYPES = ("llava", *BACKBONES.values(), "move_llava_llama")
 RESAMPLERS_BUILT = (None, "identity")
@@ -58,22 +66,27 @@ def original_type(raw: Mapping[str, Any]) -> str | None:
 
 def type_of_architecture(architecture: str) -> str | None:
     """`LlavaQwenForCausalLM` -> `llava_qwen`; None for a class that we do not have."""
-    stem = architecture.removeprefix("Eval").removesuffix("ForCausalLM")
-    model_type = "move_llava_llama" if stem == "MoVELlavaLlama" else stem.lower().replace("llava", "llava_", 1)
-    return model_type if is_llava_type(model_type) else None
+    architecture = architecture.removeprefix("Eval")
+    named = (model_type for model_type in ORIGINAL_TYPES if is_llava_type(model_type))
+    return next((model_type for model_type in named if model_class_of(model_type).__name__ == architecture), None)
 
 
-def has_model_class(model_type: str | None) -> bool:
+def has_model_class(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in AutoModelForCausalLM._model_mapping
 
 
 def model_class_of(model_type: str) -> type[PreTrainedModel]:
     """The causal language model registered for a model type."""
-    return AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[model_type]]
+    classes: Any = AutoModelForCausalLM._model_mapping
+    return classes[CONFIG_MAPPING[model_type]]
 
 
 def is_llava_type(model_type: str | None) -> bool:
-    return has_model_class(model_type) and issubclass(model_class_of(str(model_type)), LlavaMetaForCausalLM)
+    return model_type is not None and has_model_class(model_type) and _sees(model_class_of(model_type))
+
+
+def _sees(model_class: type) -> bool:
+    return issubclass(model_class, LlavaMetaForCausalLM)
 
 
 def student_config(
@@ -124,7 +137,7 @@ def build_config(
 def language_model_config(raw: Mapping[str, Any], path: str | os.PathLike[str]) -> PreTrainedConfig:
     """The configuration of a plain language model. Raises CheckpointError for a type that transformers lacks."""
     model_type = raw.get("model_type")
-    if not has_model_class(model_type):
+    if model_type is None or not has_model_class(model_type):
         raise CheckpointError(
             f"config.json of {path} has model_type {model_type!r}, which is neither a LLaVA type "
             f"({', '.join(ORIGINAL_TYPES)}) nor a language model that the installed transformers knows."

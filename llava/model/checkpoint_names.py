@@ -13,7 +13,9 @@ from llava.model.checkpoint_io import CheckpointError
 TOWER = "model.vision_tower.vision_tower."
 VISION_MODEL = TOWER + "vision_model."
 PROJECTOR = "model.mm_projector."
+RESAMPLER = "model.vision_resampler."
 NEWLINE = "model.image_newline"
+VISION_PARTS = (TOWER, PROJECTOR, RESAMPLER, NEWLINE)
 
 # Wrappers that a training run leaves in front of every name: PEFT, DDP, torch.compile, our distiller.
 WRAPPERS = re.compile(r"^(?:(?:base_model\.model|module|_orig_mod|student)\.)+")
@@ -72,6 +74,7 @@ def original_name(name: str) -> str:
     # PEFT leaves one `model.` too many in files that LLaVA's own scripts wrote from a wrapped model.
     if name.startswith(("model.model.", "model.lm_head.")):
         name = name.removeprefix("model.")
+    name = canonical_name(name)
     rest = name.removeprefix(TOWER)
     return VISION_MODEL + rest if rest != name and BARE_TOWER.match(rest) else name
 
@@ -95,6 +98,19 @@ def tower_name(name: str) -> str | None:
         return None
     rest = name.removeprefix("vision_model.")
     return VISION_MODEL + rest if BARE_TOWER.match(rest) else None
+
+
+def fit_inner_name(state: Mapping[str, Tensor], inner: str) -> dict[str, Tensor]:
+    """Vision tensors below the inner model's own attribute: all but MPT call it `model`, MPT `transformer`."""
+    return {
+        f"{inner}.{name.removeprefix('model.')}" if name.startswith(VISION_PARTS) else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def canonical_name(name: str) -> str:
+    """The inverse for one name."""
+    return re.sub(r"^transformer\.(?=vision_tower\.|mm_projector\.|vision_resampler\.|image_newline$)", "model.", name)
 
 
 def fit_expert_layers(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
@@ -145,6 +161,6 @@ def projector_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match := PROJECTOR_NAME.match(name):
             name = PROJECTOR + match["rest"]
         elif match := RESAMPLER_NAME.match(name):
-            name = "model.vision_resampler." + match["rest"]
+            name = RESAMPLER + match["rest"]
         renamed[WRAPPERS.sub("", name)] = tensor
     return renamed

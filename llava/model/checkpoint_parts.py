@@ -10,7 +10,15 @@ from transformers.utils import logging
 from llava.model.checkpoint_check import may_be_left_over
 from llava.model.checkpoint_gather import copy_into, full_shape
 from llava.model.checkpoint_io import CheckpointError, find_file, read_tensors
-from llava.model.checkpoint_names import MOLE_NAME, NEWLINE, PROJECTOR, WRAPPERS, projector_names, stack_experts
+from llava.model.checkpoint_names import (
+    MOLE_NAME,
+    NEWLINE,
+    PROJECTOR,
+    WRAPPERS,
+    canonical_name,
+    projector_names,
+    stack_experts,
+)
 
 PROJECTOR_FILE = "mm_projector.bin"
 MOLE_FILE = "mole_encoder.bin"
@@ -80,7 +88,7 @@ def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     are left out with a warning. Works on parameters partitioned by ZeRO-3, where every rank must call it.
     Raises CheckpointError naming tensors that are missing, not known, or of the wrong shape.
     """
-    owned = {WRAPPERS.sub("", name): parameter for name, parameter in _named_tensors(model)}
+    owned = {canonical_name(WRAPPERS.sub("", name)): parameter for name, parameter in _named_tensors(model)}
     filled = []
     for part, file in find_parts(path).items():
         targets = {name: tensor for name, tensor in owned.items() if is_of_part(name, part)}

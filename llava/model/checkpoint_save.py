@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from llava.model.checkpoint_check import as_in_files
 from llava.model.checkpoint_gather import gather_state_dict, is_main_process
 from llava.model.checkpoint_io import CheckpointError, write_bin, write_json, write_safetensors
 from llava.model.checkpoint_names import WRAPPERS, publish_experts
@@ -43,7 +44,7 @@ def save_student(
     if not is_main_process():
         return
     directory.mkdir(parents=True, exist_ok=True)
-    state = _complete_state(student, state_dict)
+    state = as_in_files(student, _complete_state(student, state_dict))
     write_safetensors(publish_experts(state), directory, max_shard_size)
     write_generation_config(student.generation_config, directory)
     write_config(student, directory)

@@ -22,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.model.checkpoint import gather_state_dict, grow_vocabulary
+from llava.model.checkpoint_check import as_in_files
 from llava.model.checkpoint_config import BACKBONES
 from llava.model.checkpoint_io import CheckpointError, write_json, write_safetensors
 from llava.model.checkpoint_save import write_generation_config
@@ -90,8 +91,8 @@ def export_hf(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
 
 
 def _native_state(student: PreTrainedModel, rows: int) -> dict[str, Tensor]:
-    names = [name for name in student.state_dict() if name not in student.all_tied_weights_keys]
-    own = {name: tensor for name, tensor in student.state_dict().items() if name in names}
+    tied = student.all_tied_weights_keys
+    own = {name: tensor for name, tensor in as_in_files(student, student.state_dict()).items() if name not in tied}
     return {native_name(name): tensor for name, tensor in grow_vocabulary(gather_state_dict(own), rows).items()}
 
 

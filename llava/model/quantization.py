@@ -7,7 +7,9 @@ import importlib.util
 import torch
 from transformers import BitsAndBytesConfig
 
-UNQUANTIZED = ["model.vision_tower", "model.mm_projector", "model.vision_resampler", "lm_head"]
+# "transformer" is what MPT calls its inner model.
+PARTS = ("vision_tower", "mm_projector", "vision_resampler")
+UNQUANTIZED = [f"{inner}.{part}" for inner in ("model", "transformer") for part in PARTS] + ["lm_head"]
 
 
 def quantization_config(load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from llava.model.checkpoint_config import original_type, read_config
+from llava.model.checkpoint_config import model_class_of, original_type, read_config
 from llava.model.checkpoint_io import write_json
 
 logger = logging.get_logger(__name__)
@@ -20,8 +20,7 @@ def auto_upgrade(config: str | os.PathLike[str]) -> bool:
     model_type = original_type(raw)
     if model_type is None or "llava" in str(raw.get("model_type")):
         return False
-    stem = {"llava_llama": "Llama", "llava_mistral": "Mistral", "llava_qwen": "Qwen"}[model_type]
-    raw |= {"model_type": model_type, "architectures": [f"Llava{stem}ForCausalLM"]}
+    raw |= {"model_type": model_type, "architectures": [model_class_of(model_type).__name__]}
     write_json(raw, Path(config) / "config.json")
     logger.warning(f"{config}/config.json now says model_type {model_type}")
     return True

@@ -15,9 +15,11 @@ from llava.model import (
     MoVELlavaLlamaForCausalLM,
 )
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import gather_state_dict, load_parts, save_parts, save_student
 from llava.model.checkpoint_io import CheckpointError, read_state_dict, write_safetensors
 from tests.model import layouts
-from tests.tiny import tiny_clip_folder, tiny_images, tiny_lm_folder
+from tests.model.test_language_models import OTHERS, other_llava
+from tests.tiny import tiny_clip_folder, tiny_images, tiny_lm_folder, tiny_tokenizer_folder
 
 
 def load(folder: Path, **options: object) -> tuple:
@@ -145,9 +147,26 @@ def test_a_plain_language_model_loads_without_image_processor(tmp_path: Path) ->
     assert context_len == 512
 
 
-def test_keys_that_nobody_knows_survive_loading_and_saving(tmp_path: Path) -> None:
-    from llava.model.checkpoint import save_student
+@pytest.mark.parametrize("name", sorted(OTHERS))
+@pytest.mark.parametrize("with_tower", [True, False])
+def test_other_backbones_load_under_the_names_of_their_files(tmp_path: Path, name: str, with_tower: bool) -> None:
+    made = other_llava(name, tmp_path, mm_use_im_patch_token=False)
+    save_student(made, tmp_path / "out")
+    tiny_tokenizer_folder(tmp_path / "out")
+    state = read_state_dict(tmp_path / "out")
+    if name == "Mixtral":
+        assert state["model.layers.0.block_sparse_moe.experts.3.w1.weight"].shape == (96, 64)
+    if not with_tower:
+        write_safetensors({n: t for n, t in state.items() if ".vision_tower." not in n}, tmp_path / "out")
+    model = load(tmp_path / "out")[1]
+    assert type(model) is type(made)
+    assert torch.equal(layouts.logits(model), layouts.logits(made))
+    parts = {part: gather_state_dict(tensors) for part, tensors in made.parts().items()}
+    save_parts(tmp_path / "parts", projector=parts["projector"])
+    assert load_parts(model, tmp_path / "parts") == ["projector"]
 
+
+def test_keys_that_nobody_knows_survive_loading_and_saving(tmp_path: Path) -> None:
     folder, _ = layouts.llava_15(tmp_path)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {"mm_future_key": [1, {"a": None}], "image_token_index": 7}))

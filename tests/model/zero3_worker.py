@@ -52,7 +52,6 @@ def main(checkpoint: Path, out: Path) -> None:
         (out / "done").touch()
     del keep_alive
     # A process that exits with the group still up is aborted by gloo's threads now and then.
-    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
