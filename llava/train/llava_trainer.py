@@ -79,7 +79,7 @@ class LLaVATrainer(Trainer):
             return None
         views = batch["distill"]["views"]
         # no_grad rather than inference_mode: the adapters must save these tensors for backward.
-        with torch.no_grad():
+        with torch.no_grad(), self.meter.teachers:
             return {name: teacher(views[teacher.source.key]) for name, teacher in self.teachers.items()}
 
     def prediction_step(

@@ -9,6 +9,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from llava.train.stopwatch import Stopwatch
+
 
 class NonFiniteLoss(RuntimeError):
     """A loss term became NaN or infinite; the message names the term and the samples."""
@@ -18,16 +20,17 @@ class StepMeter:
     """Sums terms and metrics, counts images, and remembers the first micro-batch whose loss is not finite.
 
     Nothing here waits for the device until `drain` or `check` is called. Every process must call those together.
+    teachers: the watch to run while teachers do.
     """
 
     def __init__(self) -> None:
         self.metrics: set[str] = set()  # names that are not terms of the loss
+        self.teachers = Stopwatch()
         self._restart_clock()
         self._reset()
 
     def _reset(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.sums: dict[str, Tensor] = {}  # (2,): of the values, and how many there were
         self.steps = 0
         self.images = 0
         self.samples: list[Sequence[str]] = []
@@ -36,6 +39,7 @@ class StepMeter:
 
     def _restart_clock(self) -> None:
         self.started = time.monotonic()
+        self.teachers.reset()
 
     def pause(self) -> None:
         """Leave the time since the last log out of the throughput: something else than training took it."""
@@ -44,13 +48,14 @@ class StepMeter:
 
     @torch.no_grad()
     def add(self, outputs: Mapping[str, Any], samples: Sequence[str], images: int) -> None:
-        """outputs: what the distiller returned. samples: ids of the micro-batch, for the message if it is bad."""
+        """outputs: what the distiller returned; a metric that is NaN had nothing to measure and does not count.
+        samples: ids of the micro-batch, for the message if it is bad."""
         values = {**outputs["terms"], **outputs["metrics"]}
         self.metrics |= outputs["metrics"].keys()
         for name, value in values.items():
             value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-            self.counts[name] = self.counts.get(name, 0) + 1
+            counted = torch.stack([value.nan_to_num(0.0), 1.0 - value.isnan().float()])
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
         self._watch({"loss": outputs["loss"], **outputs["terms"]})
         self.samples.append(samples)
         self.steps += 1
@@ -87,23 +92,28 @@ class StepMeter:
         return f"{' and '.join(terms)} not finite {back} micro-batches before the last, in samples {samples}"
 
     def drain(self) -> dict[str, float]:
-        """Means since the last call over steps and processes, with images per second over all processes.
+        """Means since the last call over steps and processes, with images per second over all processes, and the
+        share of this process's time that its teachers took. Metrics that nobody could measure are left out.
 
         Raises NonFiniteLoss as `check` does.
         """
         if self.first_bad is None:
             return {}
-        elapsed = max(time.monotonic() - self.started, 1e-9)
         names = sorted(self.sums)
-        means = torch.stack([self.sums[name] / self.counts[name] for name in names])
-        counts = torch.tensor([1, self.images], dtype=torch.float32, device=self.first_bad.device)
-        *sums, processes, images, bad = _sum_over_processes(torch.cat([means, counts, self._bad_count()[None]]))
+        pictures = torch.tensor([self.images], dtype=torch.float32, device=self.first_bad.device)
+        local = torch.cat([*(self.sums[name] for name in names), pictures, self._bad_count()[None]])
+        *sums, images, bad = _sum_over_processes(local)
         if bad:
             self._fail()
+        elapsed = max(time.monotonic() - self.started, 1e-9)  # now that the device has come to rest
+        counted = zip(names, sums[::2], sums[1::2], strict=True)
+        logs = {name: total / count for name, total, count in counted if count}
+        logs["images_per_second"] = round(images / elapsed, 3)
+        if (taught := self.teachers.drain()) > 0:
+            logs["teacher_share"] = round(taught / elapsed, 4)
         self._reset()
         self._restart_clock()
-        logs = {name: value / processes for name, value in zip(names, sums, strict=True)}
-        return {**logs, "images_per_second": round(images / elapsed, 3)}
+        return logs
 
 
 def _sum_over_processes(values: Tensor) -> list[float]:

@@ -148,13 +148,15 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def measure(self, inputs: DistillInputs) -> dict[str, Tensor]:
-        """What the objectives report, similarity to each teacher, and what the routers do."""
-        found = routing_metrics(inputs.student.routing, inputs.tile_weight)
+        """What the objectives report, similarity to each teacher, and what the routers do. NaN where there is no
+        picture to measure it on."""
+        found = where_measured(routing_metrics(inputs.student.routing, inputs.tile_weight), inputs.tile_weight)
         if inputs.pairs:
-            found.update(similarity_metrics(inputs))
+            teaching = similarity_metrics(inputs)
             for objective, _ in self.objectives.values():
-                found.update(objective.metrics(inputs))
-        return {name: value.detach() for name, value in found.items()}
+                teaching.update(objective.metrics(inputs))
+            found.update(where_measured(teaching, inputs.weight))
+        return found
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The student's parts and `adapters`, under the names of `self.named_parameters()`; each parameter once."""
@@ -193,6 +195,12 @@ class Distiller(nn.Module):
 
     def gradient_checkpointing_disable(self) -> None:
         self.student.gradient_checkpointing_disable()
+
+
+def where_measured(metrics: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """`metrics`, detached, or NaN if no weight (M,) is positive; decided on the device."""
+    nothing = weight.sum() <= 0
+    return {name: value.detach().masked_fill(nothing, torch.nan) for name, value in metrics.items()}
 
 
 def build_objectives(setup: Setup) -> dict[str, tuple[Objective, float]]:
