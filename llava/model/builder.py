@@ -18,8 +18,8 @@ from llava.model.checkpoint_config import (
     student_config,
 )
 from llava.model.checkpoint_io import WEIGHT_FILES, CheckpointError, find_file, read_state_dict
-from llava.model.checkpoint_lora import is_lora_folder, read_lora, with_lora
-from llava.model.checkpoint_names import upgrade_state_dict
+from llava.model.checkpoint_lora import NON_LORA_FILE, is_lora_folder, read_lora, with_lora
+from llava.model.checkpoint_names import PROJECTOR_NAME, upgrade_state_dict
 from llava.model.checkpoint_parts import PART_OF_FILE, find_parts, read_part
 from llava.model.quantization import quantization_config
 from llava.model.tokenizer import add_image_tokens, context_length, has_tokenizer, load_tokenizer
@@ -112,8 +112,8 @@ def _raw_config(path: str, base: str | None, customized: Any) -> Mapping[str, An
     """The config to go by: the one given, the directory's, or its base's if a bare LoRA folder has none."""
     if customized is not None:
         return customized_config_dict(customized)
-    if base is not None and find_file(path, "config.json") is None and is_lora_folder(path):
-        return read_config(base)
+    if find_file(path, "config.json") is None and is_lora_folder(path):
+        return read_config(base or read_lora(path).base)
     return read_config(path)
 
 
@@ -175,12 +175,15 @@ def _load_with_parts(request: Request, base: str) -> tuple[PreTrainedModel, str]
 def _load_with_lora(request: Request) -> tuple[PreTrainedModel, str]:
     """A base model with an adapter merged into it; quantized weights keep the adapter beside them."""
     folder = read_lora(request.path)
-    base = request.base or folder.settings.get("base_model_name_or_path")
-    if not base:
-        raise CheckpointError(f"{request.path} holds a LoRA adapter that names no base. Pass model_base.")
+    base = request.base or folder.base
     config = request.config
     state = grow_vocabulary(upgrade_state_dict(read_state_dict(base)), config.vocab_size)
     state |= upgrade_state_dict(folder.non_lora)
+    if not any(PROJECTOR_NAME.match(name) for name in state):
+        raise CheckpointError(
+            f"{request.path} has no projector in {NON_LORA_FILE}, and its base {base} has none either. "
+            f"Fetch {NON_LORA_FILE}, or pass the LLaVA model that the adapter was trained on as model_base."
+        )
     source = f"{request.path} on {base}"
     model = build_student(None, config, state, source, generation=base, **request.build)
     return with_lora(model, folder, request.merge_lora), request.path if has_tokenizer(request.path) else base
@@ -195,21 +198,26 @@ def _load_language_model(request: Request) -> Loaded:
             f"({request.raw_config.get('model_type')}) and no adapter: drop model_base, or pass multimodal=True."
         )
     folder = read_lora(request.path) if lora else None
-    path = request.path if folder is None else request.base or folder.settings["base_model_name_or_path"]
+    path = request.path if folder is None else request.base or folder.base
     config = language_model_config(dict(read_config(path)) | dict(request.overwrite), path)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, config=config, output_loading_info=True, **request.build
-        )
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"the language model in {path} cannot be loaded: {error}") from error
-    wrong = {kind: sorted(map(str, names))[:6] for kind, names in report.items() if names}
-    if wrong:
-        raise CheckpointError(f"the weights in {path} do not fit {type(model).__name__}: {wrong}")
+    model = _strict_language_model(path, config, request.build)
     if folder is not None:
         model = with_lora(model, folder, request.merge_lora)
     tokenizer = load_tokenizer(request.path if has_tokenizer(request.path) else path)
     return tokenizer, model.eval(), None, context_length(config)
+
+
+def _strict_language_model(path: str, config: PreTrainedConfig, build: Mapping[str, Any]) -> PreTrainedModel:
+    """transformers' own loading, whose warnings about tensors are errors here. Raises CheckpointError."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, config=config, output_loading_info=True, **build)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"the language model in {path} cannot be loaded: {error}") from error
+    model, report = loaded
+    wrong = {kind: sorted(map(str, names))[:6] for kind, names in report.items() if names}
+    if wrong:
+        raise CheckpointError(f"the weights in {path} do not fit {type(model).__name__}: {wrong}")
+    return model
 
 
 def as_dtype(value: Any) -> torch.dtype | None:

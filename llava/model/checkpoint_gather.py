@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.nn import Parameter
 
 
 def is_main_process() -> bool:
@@ -45,8 +44,8 @@ def gather_state_dict(named_params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def copy_into(named_params: Mapping[str, Parameter], state: Mapping[str, Tensor]) -> None:
-    """Copy each tensor of `state` into the parameter of that name, in the parameter's dtype and device.
+def copy_into(named_params: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy each tensor of `state` into the parameter or buffer of that name, in its dtype and on its device.
 
     Every rank must call it with the same names; under ZeRO-3 rank 0's values count.
     """

@@ -41,6 +41,14 @@ class LoraFolder:
     non_lora: dict[str, Tensor]
 
     @property
+    def base(self) -> str:
+        """The base that the adapter was trained on, by its own word. Raises CheckpointError if it names none."""
+        recorded = self.settings.get("base_model_name_or_path")
+        if not recorded:
+            raise CheckpointError(f"{self.source} holds a LoRA adapter that names no base. Pass model_base.")
+        return str(recorded)
+
+    @property
     def modules(self) -> list[str]:
         """The adapted modules, by the tensors that are there: the settings' suffixes may match more."""
         return sorted({match["module"] for name in self.lora if (match := LORA_NAME.match(name))})

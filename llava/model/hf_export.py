@@ -138,7 +138,7 @@ def _processor(config: Any, clip: Any, tokenizer: PreTrainedTokenizerBase) -> An
         "num_additional_image_tokens": 1,  # the class token, which `default` takes off again
     }
     if isinstance(config, LlavaNextConfig):
-        image = LlavaNextImageProcessor(**pixels, image_grid_pinpoints=config.image_grid_pinpoints)
-        return LlavaNextProcessor(image_processor=image, **text)
-    image = LlavaImageProcessor(**pixels, do_pad=config.image_aspect_ratio == "pad")
-    return LlavaProcessor(image_processor=image, **text)
+        pixels["image_grid_pinpoints"] = config.image_grid_pinpoints
+        return LlavaNextProcessor(image_processor=LlavaNextImageProcessor(**pixels), **text)
+    pixels["do_pad"] = config.image_aspect_ratio == "pad"
+    return LlavaProcessor(image_processor=LlavaImageProcessor(**pixels), **text)

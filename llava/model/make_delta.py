@@ -22,7 +22,7 @@ def make_delta(
     if hub_repo_id is not None:
         from huggingface_hub import upload_folder
 
-        upload_folder(repo_id=hub_repo_id, folder_path=delta_path)
+        upload_folder(repo_id=hub_repo_id, folder_path=str(delta_path))
 
 
 def main() -> None:

@@ -136,10 +136,21 @@ def test_a_base_that_the_adapter_names_is_used_if_none_is_passed(tmp_path: Path)
     torch.testing.assert_close(layouts.logits(load(folder, None)[1]), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_bare_adapter_goes_by_its_bases_config(tmp_path: Path) -> None:
+    base = save_tiny_llava(tmp_path)
+    wrapped = trained_lora(load(base, None)[1])
+    expected = layouts.logits(wrapped)
+    save_lora(wrapped, tmp_path / "lora")
+    (tmp_path / "lora" / "config.json").unlink()
+    for named in (base, None):
+        model = load(tmp_path / "lora", named)[1]
+        torch.testing.assert_close(layouts.logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_lora_folder_without_its_projector_is_refused(tmp_path: Path) -> None:
     folder, base, _ = published_lora(tmp_path)
     (folder / "non_lora_trainables.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"missing: model\.mm_projector\.0\.weight"):
+    with pytest.raises(CheckpointError, match=r"has no projector in non_lora_trainables\.bin.*Fetch"):
         load(folder, base)
 
 
