@@ -100,9 +100,12 @@ class LlavaMetaForCausalLM(CompletesWeights):
         """For each image the (n, D) tokens that replace its placeholder. All tiles are encoded in one call."""
         tiles, counts = tiles_of(images)
         features, vision = self._encode(tiles)
+        config, newline = PackConfig.of(self.config), self.get_model().newline(features)
+        if newline is not None and newline.requires_grad:
+            # A batch without a row to end must give the newline a gradient all the same: other ranks wait for it.
+            features = features + 0.0 * newline
         if counts is None:
             return list(features), vision
-        config, newline = PackConfig.of(self.config), self.get_model().newline(features)
         kinds, sizes = modalities_of(modalities, len(counts)), sizes_of(image_sizes, len(counts))
         packed = [
             pack_video(group, config, newline=newline)
