@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
@@ -55,13 +56,19 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
     """Give the embeddings and the head at least `rows` rows; they are never cut, since many models pad them."""
-    before = full_shape(model.get_input_embeddings().weight)[0]
+    before = full_shape(_table(model.get_input_embeddings()))[0]
     if rows <= before:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        with whole(module.weight) as table:
+        with whole(_table(module)) as table:
             table[before:] = table[:before].float().mean(dim=0).to(table.dtype)
+
+
+def _table(module: nn.Module | None) -> nn.Parameter:
+    assert module is not None
+    assert isinstance(module.weight, nn.Parameter)
+    return module.weight
 
 
 def context_length(config: PreTrainedConfig) -> int:

@@ -179,6 +179,11 @@ def test_every_device_map_of_a_machine_without_gpu_gives_a_cpu_model(tmp_path: P
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
+def test_a_device_map_does_not_cut_through_the_tower(tmp_path: Path) -> None:
+    model = load(save_tiny_llava(tmp_path))[1]
+    assert model._no_split_modules == {"LlamaDecoderLayer", "VisionModule"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where CUDA is missing")
 def test_a_cuda_device_on_a_machine_without_one_says_so() -> None:
     for device_map, device in (("cuda:0", "cuda"), ("auto", "cuda:1"), ({"": 0}, "cuda")):
