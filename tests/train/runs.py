@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -128,7 +129,11 @@ def start(flags: list[str], processes: int = 0, port: int = 29711, launcher: str
 
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     """What it printed. Raises AssertionError with that if it failed."""
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert process.returncode == 0, output[-6000:]
     return output
 
