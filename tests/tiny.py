@@ -41,7 +41,7 @@ LANGUAGE_MODELS: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]]
 LANGUAGE_SETTINGS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN_SIZE,
-    "intermediate_size": 96,
+    "intermediate_size": 128,  # a multiple of 64, as 4-bit kernels want it
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

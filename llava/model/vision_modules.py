@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llava.model.checkpoint_gather import copy_into, full_shape, is_partitioned
 from llava.model.checkpoint_io import CheckpointError, read_tensors
 from llava.model.checkpoint_names import NEWLINE, PROJECTOR, projector_names
-from llava.model.multimodal_encoder.builder import TOWER_CLASSES, build_vision_tower
+from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.vision_tower import TowerSettings, VisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_resampler.builder import build_vision_resampler
@@ -47,8 +47,6 @@ class LlavaMetaModel(InnerModel):
         self.mm_projector: nn.Module | None = None
         self.vision_resampler: nn.Module | None = None
         self.image_newline: nn.Parameter | None = None
-        # A device map places the tower as one piece.
-        self._no_split_modules = {*self._no_split_modules, *TOWER_CLASSES}
         if getattr(config, "mm_vision_tower", None) is not None:
             # Weights come with the checkpoint, or from `complete`; see LlavaMetaForCausalLM.from_pretrained.
             self.vision_tower = build_vision_tower(config, delay_load=True)
