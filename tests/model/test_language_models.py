@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer
 
@@ -87,6 +88,33 @@ def test_a_saved_model_loads_as_it_was(model: Any, tmp_path: Path) -> None:
     again = loaded.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(again[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("Mixtral", "model.layers.0.block_sparse_moe.experts.3.w1.weight"),
+        ("QwenMoe", "model.layers.0.mlp.experts.3.gate_proj.weight"),
+    ],
+)
+def test_language_models_of_experts_are_saved_under_published_names(tmp_path: Path, name: str, tensor: str) -> None:
+    other_llava(name, tmp_path).save_pretrained(tmp_path / "saved")
+    assert tensor in load_file(tmp_path / "saved" / "model.safetensors")
+
+
+def test_an_offloaded_tower_sees_the_same(tmp_path: Path) -> None:
+    model = tiny_llava(tmp_path)
+    model.save_pretrained(tmp_path / "saved")
+    places = {"model.vision_tower": "disk", "model.mm_projector": "disk", "lm_head": "cpu"}
+    places |= {f"model.{name}": "cpu" for name in ("embed_tokens", "layers", "norm", "rotary_emb")}
+    offloaded = type(model).from_pretrained(
+        tmp_path / "saved", device_map=places, offload_folder=str(tmp_path / "disk")
+    )
+    assert offloaded.get_vision_tower().device.type == "meta"
+    ids, images = torch.tensor([[1, IMAGE, 7]]), tiny_images(1)
+    torch.testing.assert_close(
+        offloaded(input_ids=ids, images=images).logits, model(input_ids=ids, images=images).logits
+    )
 
 
 def test_auto_classes_know_the_model(model: Any, tmp_path: Path) -> None:

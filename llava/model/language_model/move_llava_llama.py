@@ -31,8 +31,7 @@ class MoVELlavaLlamaConfig(LlavaConfig):
         super().__post_init__(**kwargs)
 
 
-class MoVELlavaLlamaModel(LlavaLlamaModel):
-    config_class = MoVELlavaLlamaConfig
+MoVELlavaLlamaModel = LlavaLlamaModel  # the inner model has nothing of its own
 
 
 class MoVELlavaLlamaForCausalLM(LlavaLlamaForCausalLM):
