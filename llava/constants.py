@@ -1,9 +1,11 @@
 """Ids, strings and intervals that checkpoints, data files and clients of the LLaVA ecosystem share."""
 
+import os
+
 CONTROLLER_HEART_BEAT_EXPIRATION = 30  # seconds
 WORKER_HEART_BEAT_INTERVAL = 15  # seconds
 
-LOGDIR = "."
+LOGDIR = os.environ.get("LLAVA_LOGDIR", ".")  # where servers write their logs
 
 IGNORE_INDEX = -100
 IMAGE_TOKEN_INDEX = -200
