@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_flash_attn_2_available, logging
+from transformers.utils import logging
 
 from llava.model.checkpoint import build_student, grow_vocabulary
 from llava.model.checkpoint_config import (
@@ -21,7 +21,7 @@ from llava.model.checkpoint_io import WEIGHT_FILES, CheckpointError, find_file, 
 from llava.model.checkpoint_lora import NON_LORA_FILE, is_lora_folder, read_lora, with_lora
 from llava.model.checkpoint_names import PROJECTOR_NAME, upgrade_state_dict
 from llava.model.checkpoint_parts import PART_OF_FILE, find_parts, read_part
-from llava.model.quantization import quantization_config
+from llava.model.placement import as_dtype, build_options, resolve_attention, resolve_device_map
 from llava.model.tokenizer import add_image_tokens, context_length, has_tokenizer, load_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -86,7 +86,6 @@ def load_pretrained_model(
         logger.warning(f"load_pretrained_model ignores {', '.join(sorted(kwargs))}")
     if as_dtype(device) is not None:
         torch_dtype, device = as_dtype(device), "cuda"
-    dtype = resolve_dtype(torch_dtype)
     path, base = str(model_path), None if str(model_base) == "None" else str(model_base)
     raw = _raw_config(path, base, customized_config)
     request = Request(
@@ -97,11 +96,8 @@ def load_pretrained_model(
         overwrite=dict(overwrite_config or {}),
         merge_lora=merge_lora and not (load_8bit or load_4bit),
         build={
-            "dtype": dtype,
+            **build_options(torch_dtype, load_8bit, load_4bit),
             "attn_implementation": resolve_attention(attn_implementation, use_flash_attn),
-            "quantization_config": quantization_config(
-                load_8bit, load_4bit, torch.float16 if isinstance(dtype, str) else dtype
-            ),
             "device_map": resolve_device_map(device_map, str(device)),
         },
     )
@@ -218,48 +214,3 @@ def _strict_language_model(path: str, config: PreTrainedConfig, build: Mapping[s
     if wrong:
         raise CheckpointError(f"the weights in {path} do not fit {type(model).__name__}: {wrong}")
     return model
-
-
-def as_dtype(value: Any) -> torch.dtype | None:
-    """A dtype, or the name of one; None for anything else (a device)."""
-    if isinstance(value, torch.dtype):
-        return value
-    found = getattr(torch, str(value).removeprefix("torch."), None)
-    return found if isinstance(found, torch.dtype) else None
-
-
-def resolve_dtype(value: str | torch.dtype | None) -> torch.dtype | str:
-    """A floating dtype, or "auto" for the checkpoint's own. Raises ValueError for anything else."""
-    if str(value) in ("None", "auto"):
-        return "auto"
-    dtype = as_dtype(value)
-    if dtype is None or not dtype.is_floating_point:
-        raise ValueError(f"torch_dtype {value!r} is no floating dtype. Use float16, bfloat16, float32 or auto.")
-    return dtype
-
-
-def resolve_attention(name: str | None, use_flash_attn: bool) -> str:
-    """The attention kernel: the one named, else flash if asked for, else sdpa. Flash falls back if not installed."""
-    if str(name) == "None":
-        name = "flash_attention_2" if use_flash_attn else "sdpa"
-    if name == "flash_attention_2" and not is_flash_attn_2_available():
-        logger.warning("flash attention was asked for but is not installed (pip install flash-attn): using sdpa")
-        return "sdpa"
-    return str(name)
-
-
-def resolve_device_map(device_map: Any, device: str) -> Any:
-    """Where the weights go. `device` other than "cuda" takes the whole model; "auto" without a GPU is the CPU.
-
-    Raises ValueError for a CUDA device on a machine that has none.
-    """
-    if device != "cuda":
-        device_map = {"": device}
-    elif device_map in ("auto", None, "None") and not torch.cuda.is_available():
-        device_map = {"": "cpu"}
-    elif isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential"):
-        device_map = {"": device_map}
-    wanted = device_map.values() if isinstance(device_map, Mapping) else ()
-    if not torch.cuda.is_available() and any(str(place).startswith("cuda") or place == 0 for place in wanted):
-        raise ValueError(f"device_map {device_map!r} needs CUDA, which this machine lacks. Use device='cpu'.")
-    return device_map

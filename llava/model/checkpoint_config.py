@@ -154,6 +154,22 @@ def customized_config_dict(config: PreTrainedConfig | Mapping[str, Any] | str) -
     return read_json(Path(config)) if Path(config).is_file() else read_config(config)
 
 
+def _own_directory(path: str | os.PathLike[str]) -> str:
+    """A checkpoint's directory here; of a hub repository its cached copy, with the image processor fetched."""
+    files = [find_file(path, name) for name in ("config.json", "preprocessor_config.json", "processor_config.json")]
+    return str(next(file for file in files if file is not None).parent)
+
+
+def _check_native(raw: Mapping[str, Any], vision: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
+        raise CheckpointError(f"the vision tower of {path} is a {vision['model_type']!r}; here it can be CLIP only.")
+    if isinstance(raw.get("vision_feature_layer", -2), list) or raw.get("projector_hidden_act", "gelu") != "gelu":
+        raise CheckpointError(
+            f"{path} uses vision_feature_layer {raw.get('vision_feature_layer')} and projector_hidden_act "
+            f"{raw.get('projector_hidden_act')!r}; here a tower gives one layer and a projector has gelu."
+        )
+
+
 def from_hf_native(raw: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of LlavaForConditionalGeneration or LlavaNextForConditionalGeneration in our terms.
 
@@ -165,18 +181,12 @@ def from_hf_native(raw: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
         raise CheckpointError(
             f"the language model of {path} is of type {text.get('model_type')!r}; there are {', '.join(BACKBONES)}."
         )
-    if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise CheckpointError(f"the vision tower of {path} is a {vision['model_type']!r}; here it can be CLIP only.")
-    if isinstance(raw.get("vision_feature_layer", -2), list) or raw.get("projector_hidden_act", "gelu") != "gelu":
-        raise CheckpointError(
-            f"{path} uses vision_feature_layer {raw.get('vision_feature_layer')} and projector_hidden_act "
-            f"{raw.get('projector_hidden_act')!r}; here a tower gives one layer and a projector has gelu."
-        )
+    _check_native(raw, vision, path)
     settings = text | {
         "model_type": backbone,
         "architectures": [model_class_of(backbone).__name__],
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        "mm_vision_tower": str(path),
+        "mm_vision_tower": _own_directory(path),
         "mm_hidden_size": vision.get("hidden_size", 1024),
         "mm_vision_select_layer": raw.get("vision_feature_layer", -2),
         "mm_vision_select_feature": "cls_patch" if raw.get("vision_feature_select_strategy") == "full" else "patch",
@@ -184,7 +194,7 @@ def from_hf_native(raw: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
         "use_mm_proj": True,
-        "image_aspect_ratio": "pad",
+        "image_aspect_ratio": raw.get("image_aspect_ratio") or "pad",
         "image_token_index": raw.get("image_token_index", raw.get("image_token_id")),
         "dtype": raw.get("dtype", raw.get("torch_dtype")),
     }

@@ -84,8 +84,8 @@ def published_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Fill a student's or a distiller's parts from `path` (a directory or one file); returns the parts filled.
 
-    A model without adapters leaves encoder_adapter.bin alone, and adapters of teachers that this run does not have
-    are left out with a warning. Works on parameters partitioned by ZeRO-3, where every rank must call it.
+    A model without adapters leaves encoder_adapter.bin alone. Of adapters, those of teachers that are on both sides
+    are filled, and a warning names the others. Works on parameters partitioned by ZeRO-3, where every rank must call it.
     Raises CheckpointError naming tensors that are missing, not known, or of the wrong shape.
     """
     owned = {canonical_name(WRAPPERS.sub("", name)): parameter for name, parameter in _named_tensors(model)}
@@ -95,10 +95,33 @@ def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         if part == "adapters" and not targets:
             logger.info(f"{file} is not needed: this model has no adapters")
             continue
-        state = _fitting(read_part(part, file), targets, part, file)
-        copy_into(targets, state)
+        state = read_part(part, file)
+        if part == "adapters":
+            state, targets = _of_shared_teachers(state, targets, file)
+        copy_into(targets, _fitting(state, targets, part, file))
         filled.append(part)
     return filled
+
+
+def _of_shared_teachers(
+    state: Mapping[str, Tensor], targets: Mapping[str, Tensor], file: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A file's adapters and a model's, both without the teachers that only one of them knows."""
+    there, here = ({_teacher_of(name) for name in names} for names in (state, targets))
+    if extra := there - here:
+        logger.warning(f"{file}: the adapters of {', '.join(sorted(extra))} are left out, who do not teach in this run")
+    if fresh := here - there:
+        logger.warning(f"{file} has no adapters of {', '.join(sorted(fresh))}; theirs start anew")
+    shared = there & here
+    return (
+        {name: tensor for name, tensor in state.items() if _teacher_of(name) in shared},
+        {name: tensor for name, tensor in targets.items() if _teacher_of(name) in shared},
+    )
+
+
+def _teacher_of(name: str) -> str:
+    """`adapters.eva.norm.weight` to `eva`."""
+    return name.split(".")[1]
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -121,9 +144,6 @@ def _fitting(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], part: s
     optional = {NEWLINE, EMBEDDINGS}
     unknown = [name for name in state if name not in targets and not may_be_left_over(name, targets)]
     missing = [name for name in targets if name not in state and name not in optional]
-    if part == "adapters" and unknown:
-        logger.warning(f"{file} has {len(unknown)} tensors of adapters that this run lacks, such as {unknown[0]}")
-        unknown = []
     wrong = [
         f"{name} is {tuple(state[name].shape)}, the model has {tuple(full_shape(targets[name]))}"
         for name in targets.keys() & state.keys()

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from llava.model import LlavaLlamaForCausalLM, MoVELlavaLlamaForCausalLM
-from llava.model.builder import load_pretrained_model, resolve_attention, resolve_device_map, resolve_dtype
+from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import CheckpointError, gather_state_dict, save_parts
+from llava.model.placement import resolve_attention, resolve_device_map, resolve_dtype
 from tests.model import layouts
 from tests.tiny import save_tiny_llava, tiny_llava, tiny_lm_folder
 
@@ -192,12 +193,12 @@ def test_a_cuda_device_on_a_machine_without_one_says_so() -> None:
 
 
 def test_flash_attention_falls_back_to_sdpa_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llava.model.builder.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("llava.model.placement.is_flash_attn_2_available", lambda: False)
     assert resolve_attention(None, use_flash_attn=True) == "sdpa"
     assert resolve_attention("flash_attention_2", use_flash_attn=False) == "sdpa"
     assert resolve_attention("None", use_flash_attn=False) == "sdpa"
     assert resolve_attention("eager", use_flash_attn=True) == "eager"
-    monkeypatch.setattr("llava.model.builder.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("llava.model.placement.is_flash_attn_2_available", lambda: True)
     assert resolve_attention(None, use_flash_attn=True) == "flash_attention_2"
 
 
