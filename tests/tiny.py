@@ -51,6 +51,7 @@ LANGUAGE_SETTINGS: dict[str, Any] = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": None}
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
 
 
@@ -175,3 +176,11 @@ def save_tiny_llava(directory: Path, backbone: str = "llama", **config_overrides
 def tiny_images(count: int, side: int = IMAGE_SIZE) -> torch.Tensor:
     """Random pixels, (count, 3, side, side) float32."""
     return torch.randn(count, 3, side, side)
+
+
+def right_padded(*rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, S) padded with 0 and their boolean mask."""
+    length = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+    return ids, mask
