@@ -257,7 +257,7 @@ def test_keywords_that_mean_nothing_are_named(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.parametrize("layout", [layouts.llava_15, layouts.move_kd])
 def test_only_the_language_model_is_quantized(tmp_path: Path, bits: int, layout: Any) -> None:
     pytest.importorskip("bitsandbytes")
-    folder, made = layout(tmp_path, intermediate_size=128)  # 4-bit kernels want multiples of 64
+    folder, made = layout(tmp_path)
     model = load(folder, **{f"load_{bits}bit": True})[1]
     quantized = {
         name
