@@ -85,7 +85,7 @@ def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Fill a student's or a distiller's parts from `path` (a directory or one file); returns the parts filled.
 
     A model without adapters leaves encoder_adapter.bin alone. Of adapters, those of teachers that are on both sides
-    are filled, and a warning names the others. Works on parameters partitioned by ZeRO-3, where every rank must call it.
+    are filled, and a warning names the others. Works on parameters partitioned by ZeRO-3; every rank must call it then.
     Raises CheckpointError naming tensors that are missing, not known, or of the wrong shape.
     """
     owned = {canonical_name(WRAPPERS.sub("", name)): parameter for name, parameter in _named_tensors(model)}
