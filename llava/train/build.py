@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
 
@@ -12,12 +13,14 @@ from llava.anyres import parse_grid_pinpoints
 from llava.conversation import Conversation, conv_templates
 from llava.model.checkpoint import load_parts, load_student
 from llava.model.checkpoint_config import read_config
+from llava.model.checkpoint_gather import is_partitioned
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.move_kd.config import PUBLISHED_KEYS
 from llava.model.quantization import UNQUANTIZED
 from llava.model.tokenizer import add_image_tokens, grow_embeddings, load_tokenizer
+from llava.train.collator import stack
 from llava.train.dataset import make_data_module
-from llava.train.run_config import LoraSettings, ModelConfig, QuantizationSettings, Run
+from llava.train.run_config import DistillRun, LoraSettings, ModelConfig, QuantizationSettings, Run
 
 logger = logging.get_logger(__name__)
 
@@ -47,8 +50,10 @@ def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     overwrite: dict[str, Any] = {}
     if config.rope_scaling is not None:
         overwrite["rope_scaling"] = dict(config.rope_scaling)
-    if config.vision is not None and config.vision.moe is not None:
-        overwrite["moe"] = experts_of(config.path, config.vision.moe)
+    moe = None if config.vision is None or config.vision.moe is None else experts_of(config.path, config.vision.moe)
+    sees_without_experts = moe is not None and lacks_experts(config.path)
+    if moe is not None and not sees_without_experts:
+        overwrite["moe"] = moe
     student: Any = load_student(
         None,
         config.path,
@@ -61,10 +66,17 @@ def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     grow_embeddings(student, len(tokenizer))
     if config.lora is not None:
         inject_lora(student, config.lora)
+    if sees_without_experts:
+        student.config.moe = moe
+        student.get_vision_tower().add_experts(moe)
     if config.vision is not None:
         student.get_model().initialize_vision_modules(config.vision)
         _record(student, config)
         add_image_tokens(tokenizer, student)
+    if run.needs_experts and not student.parts()["mole"]:
+        raise ValueError(
+            "--tune_encoder True trains experts, and the student has none; add --moe_encoder True, or drop the flag"
+        )
     if run.hf.activation_checkpointing:
         student.activation_checkpointing_enable(activation_checkpointing_kwargs=run.hf.activation_checkpointing_kwargs)
         run.hf.activation_checkpointing = False  # done; the Trainer would look for it in the distiller
@@ -129,6 +141,12 @@ def experts_of(path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     return dict(own)
 
 
+def lacks_experts(path: str) -> bool:
+    """Whether a checkpoint has a vision tower, and that one without experts."""
+    config = read_config(path)
+    return config.get("mm_vision_tower") is not None and not (config.get("moe") or {}).get("moe_encoder")
+
+
 def unused_parameters(distiller: Any, balances: bool) -> frozenset[str]:
     """Tower parameters that no loss reaches, by name: the layers after the last one that is read.
 
@@ -171,6 +189,7 @@ def build_teachers(run: Run, student: Any) -> dict[str, Any]:
         return {}
     from llava.model.multimodal_encoder.move_kd import teachers
 
+    check_students_copy(run.distill, student)
     if run.distill.teacher_cache is not None:
         from llava.model.multimodal_encoder.move_kd.cache_lookup import open_cached_teachers
 
@@ -194,22 +213,41 @@ def build_teachers(run: Run, student: Any) -> dict[str, Any]:
     return teachers.shard_teachers(built) if run.distill.shard_teachers else built
 
 
+def check_students_copy(distill: DistillRun, student: Any) -> None:
+    """Raises ValueError if the student's own tower is to weigh tokens and has no class token."""
+    config = distill.config
+    implied = config.anchor == "clip" and not config.anchor_is_target
+    if implied and not isinstance(student.get_vision_tower(), CLIPVisionTower):
+        raise ValueError(
+            "tokens are weighed by a CLIP's class attention. No teacher 'clip' is named, and the student's own tower "
+            "is no CLIP that could be copied: name one, as in --encoder_teachers clip:path=DIR, or set "
+            "--kd_token_weights uniform (and --kd_teacher_weights uniform)"
+        )
+
+
 def build_distiller(run: Run, student: PreTrainedModel, teachers: Mapping[str, Any]) -> Any:
-    """The module that trains. Stage-1 files are loaded into it. Raises ValueError if they do not fit."""
+    """The module that trains. Stage-1 files are loaded into it. A teacher of whom more than patches is wanted shows
+    on a blank that it gives that. Raises ValueError if files do not fit, or a teacher does not."""
     from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 
     distiller = Distiller(student, teachers, None if run.distill is None else run.distill.config)
     for path in run.init_from:
         filled = load_parts(distiller, path)
         logger.warning(f"loaded {', '.join(filled) or 'nothing'} from {path}")
+    for name, fields in distiller.required.items():
+        if fields:
+            blank = send_to_device(stack([teachers[name].source.blank()]), run.hf.device)
+            distiller.check_answer(name, teachers[name](blank))
     return distiller
 
 
-def set_precision(distiller: nn.Module, dtype: torch.dtype) -> None:
-    """Without DeepSpeed: float32 for what trains (autocast rounds a copy), the run's dtype for what does not."""
+def set_precision(distiller: nn.Module, run: Run) -> None:
+    """The run's dtype for every weight; DeepSpeed keeps float32 copies of those that train. Without it they are
+    float32 themselves, and autocast rounds a copy in each step."""
     for parameter in distiller.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+        if parameter.is_floating_point() and not is_partitioned(parameter):
+            exact = parameter.requires_grad and not run.hf.deepspeed
+            parameter.data = parameter.data.to(torch.float32 if exact else run.model.dtype)
 
 
 def build_data(

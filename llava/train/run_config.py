@@ -92,6 +92,7 @@ class DistillRun:
 @dataclass(frozen=True)
 class Run:
     """init_from: stage-1 directories and files, loaded in this order. learning_rates: one per part.
+    needs_experts: the flags train experts, so a student without any is a mistake.
     hf: transformers' settings, read by the Trainer alone. warnings: said once the log is open."""
 
     model: ModelConfig
@@ -100,6 +101,7 @@ class Run:
     stage: Stage
     learning_rates: Mapping[str, float]
     init_from: tuple[str, ...]
+    needs_experts: bool
     save_whole: bool
     sampling: Mode | Literal["shuffle"]
     resume_from: str | None

@@ -30,6 +30,7 @@ RECORDED = {
     ),
     TrainingArguments: ("freeze_mm_mlp_adapter", "mm_projector_lr", "mm_vision_tower_lr"),
 }  # fmt: skip
+TEACHER_FLAGS = ("tune_encoder_adapter", "shard_teachers", "teacher_cache")
 
 
 def build_run(
@@ -48,6 +49,9 @@ def build_run(
         raise ValueError("--data_path is missing: JSON, JSONL, parquet or a YAML mixture (docs/data.md)")
     if model.mm_resampler_type not in (None, "identity"):
         raise ValueError(f"--mm_resampler_type {model.mm_resampler_type!r} is not supported; leave it out")
+    if not distill.distills:
+        given = {**vars(distill), "tune_encoder_adapter": training.tune_encoder_adapter}
+        training.notes.extend(f"--{name} has no effect: no teacher is named" for name in TEACHER_FLAGS if given[name])
     mole = distill.mole_config()
     stage = select_stage(
         _stage_flags(model, training, implied_experts=distill.moe_encoder is None and mole is not None)
@@ -60,6 +64,7 @@ def build_run(
         stage=stage,
         learning_rates=_learning_rates(training),
         init_from=_stage_one_files(model),
+        needs_experts=bool(training.tune_encoder),
         save_whole=training.finetune or not stage.is_light,
         sampling=_sampling(training),
         resume_from=training.resume_from_checkpoint,
@@ -73,17 +78,36 @@ def _distill_run(distill: DistillArguments, training: TrainingArguments, trains_
     config = distill.to_config(tune_encoder=trains_experts)
     if config is None:
         return None
+    specs = distill.teacher_specs()
+    _check_teachers(specs, distill, training)
+    if not config.anchor_is_target and specs:
+        whose = "the student's own copy of its pretrained CLIP" if config.anchor == "clip" else "it"
+        training.notes.append(f"teacher {config.anchor!r} was not named: {whose} weighs tokens and teachers, no more")
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, None: _dtype(training)}
     if distill.teacher_dtype not in dtypes:
         raise ValueError(f"--teacher_dtype {distill.teacher_dtype!r}: choose bf16, fp16 or fp32")
     return DistillRun(
         config=config,
-        teachers=tuple(distill.teacher_specs()),
+        teachers=tuple(specs),
         released=distill.recipe == "release",
         teacher_dtype=dtypes[distill.teacher_dtype],
         shard_teachers=distill.shard_teachers,
         teacher_cache=distill.teacher_cache,
     )
+
+
+def _check_teachers(specs: list[str], distill: DistillArguments, training: TrainingArguments) -> None:
+    """Raises ValueError for teachers that nobody knows or that are named twice, and for options that exclude others."""
+    if specs:
+        from llava.model.multimodal_encoder.move_kd.teachers import parse_specs
+
+        parse_specs(specs, released=distill.recipe == "release")
+    if distill.shard_teachers and not training.deepspeed:
+        raise ValueError("--shard_teachers spreads teachers over the processes of a DeepSpeed run; add --deepspeed")
+    if distill.shard_teachers and distill.teacher_cache is not None:
+        raise ValueError(
+            "--shard_teachers has nothing to do where --teacher_cache stands in for the teachers; drop one"
+        )
 
 
 def _dtype(training: TrainingArguments) -> torch.dtype:

@@ -54,7 +54,10 @@ class SigLipVisionTower(VisionTower):
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__(vision_tower, args, delay_load)
         if self.settings.moe is not None:
-            raise ValueError("mixture-of-LoRA experts (config.moe) need a CLIP vision tower; this one is SigLIP")
+            raise ValueError(
+                "mixture-of-LoRA experts (config.moe) need a CLIP vision tower; this one is SigLIP. "
+                "--moe_encoder False trains it without."
+            )
 
     def _num_layers(self, config: VisionConfig) -> int:
         return config.num_hidden_layers - 1

@@ -56,6 +56,12 @@ class Distiller(nn.Module):
             if tower is None:
                 raise ValueError("the student has no vision tower: nothing can be distilled. Set --vision_tower.")
             self.grid = (tower.num_patches_per_side, tower.num_patches_per_side)
+            if config.needs_class_token and self.targets and teachers[config.anchor].width != tower.hidden_size:
+                raise ValueError(
+                    f"teacher_weights={config.teacher_weights!r} compares the class token of {config.anchor!r}, "
+                    f"{teachers[config.anchor].width} wide, with teachers in the student's space, {tower.hidden_size} "
+                    "wide. Use another anchor, or teacher_weights='uniform'."
+                )
             shapes = {name: Shape.of(teachers[name]) for name in self.targets}
             self.adapters = build_alignments(shapes, Shape(self.grid, tower.hidden_size), config)
             used_layers = num_used_layers(tower.config.num_hidden_layers, tower.select_layer)
@@ -138,13 +144,16 @@ class Distiller(nn.Module):
         """Raises ValueError for a teacher that did not answer, or not with what an objective reads."""
         if missing := [name for name in self.required if name not in features]:
             raise ValueError(f"no features of {missing} in this step; there are those of {sorted(features)}.")
-        for name, fields in self.required.items():
-            absent = [field for field in fields if getattr(features[name], field) is None]
-            if absent:
-                raise ValueError(
-                    f"an objective reads {', '.join(absent)} of teacher {name!r}, which does not give that. "
-                    "Use another anchor, or set token_weights and teacher_weights to 'uniform'."
-                )
+        for name in self.required:
+            self.check_answer(name, features[name])
+
+    def check_answer(self, teacher: str, answer: TeacherFeatures) -> None:
+        """Raises ValueError for an answer without something that an objective reads."""
+        if absent := [field for field in self.required[teacher] if getattr(answer, field) is None]:
+            raise ValueError(
+                f"an objective reads {', '.join(sorted(absent))} of teacher {teacher!r}, which does not give that. "
+                "Use another anchor, or set token_weights and teacher_weights to 'uniform'."
+            )
 
     @torch.no_grad()
     def measure(self, inputs: DistillInputs) -> dict[str, Tensor]:

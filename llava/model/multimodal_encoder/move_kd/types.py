@@ -70,7 +70,7 @@ class ImageSpec:
 
     def prepare(self, view: View) -> Tensor:
         """One view as (3, S, S) uint8."""
-        square = make_square(view.image, self.fit or view.fit, self.canvas)
+        square = make_square(view.image, self.fit or view.fit, self.canvas, self.size)
         if square.size != (self.size, self.size):
             square = square.resize((self.size, self.size), Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
@@ -87,8 +87,9 @@ class ImageSpec:
         return ((pixels.float() / 255.0 - mean) / std).to(dtype)
 
 
-def make_square(image: Image.Image, fit: Fit, canvas: tuple[int, int, int]) -> Image.Image:
-    """`image` as a square of its longer ("pad") or shorter ("crop") side; "squash" leaves it to the resize."""
+def make_square(image: Image.Image, fit: Fit, canvas: tuple[int, int, int], size: int) -> Image.Image:
+    """`image` as a square: of its longer side ("pad"), or of `size` pixels, resized and then cut ("crop") as CLIP's
+    processor does; "squash" leaves it to the resize."""
     width, height = image.size
     if width == height or fit == "squash":
         return image
@@ -97,9 +98,11 @@ def make_square(image: Image.Image, fit: Fit, canvas: tuple[int, int, int]) -> I
         square = Image.new("RGB", (side, side), canvas)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    wide, high = (size * side // min(width, height) for side in (width, height))
+    left, top = (wide - size) // 2, (high - size) // 2
+    # The box gives the pixels of resizing everything and cutting (to one level of 255), without a long picture's rest.
+    box = (left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 class Routing(NamedTuple):

@@ -108,12 +108,12 @@ class Clip(FrozenTeacher):
 
 
 def _clip_tower(tower: nn.Module | None):
-    """The student's tower if it is CLIP's, else None."""
+    """The student's tower if it is CLIP's, at one scale or at several, else None."""
     if tower is None:
         return None
     from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
-    return tower if type(tower) is CLIPVisionTower else None
+    return tower if isinstance(tower, CLIPVisionTower) else None
 
 
 def _base_name(key: str) -> str:
