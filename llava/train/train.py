@@ -36,8 +36,7 @@ def train(attn_implementation: str | None = None) -> None:
     teachers = build_teachers(run, student)
     distiller = build_distiller(run, student, teachers)
     apply_stage(distiller.parts(), run.stage, unused=unused_parameters(distiller, "mole" in run.stage.trainable))
-    if not run.hf.deepspeed:
-        set_precision(distiller, run.model.dtype)
+    set_precision(distiller, run)
     data = build_data(run, tokenizer, student, teachers)
     trainer = LLaVATrainer(distiller, run, tokenizer=tokenizer, teachers=teachers, **data)
     announce(run, trainer)

@@ -1,6 +1,7 @@
 """CLIP as LLaVA's vision tower, plain, with mixture-of-LoRA-experts layers, or at several scales (S2)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,12 +33,17 @@ class CLIPVisionTower(VisionTower):
         self.num_run_layers = max(self.layers)
         self.anchor = num_used_layers(num_layers, self.select_layer)  # the hidden state that distillation compares
         if self.settings.moe is not None:
-            config = MoLEConfig.from_dict(self.settings.moe)
-            install_experts(self.vision_tower.vision_model, config, self.num_run_layers)
-            if config.layers == "all":
-                self.num_run_layers = num_layers
+            self.add_experts(self.settings.moe)
         if not delay_load:
             self.load_model()
+
+    def add_experts(self, moe: dict[str, Any]) -> None:
+        """Put experts, drawn anew, around the MLPs of a tower without, as `config.moe` describes them."""
+        config = MoLEConfig.from_dict(moe)
+        install_experts(self.vision_tower.vision_model, config, self.num_run_layers)
+        self.settings = replace(self.settings, moe=moe)
+        if config.layers == "all":
+            self.num_run_layers = self.config.num_hidden_layers
 
     def _processor(self) -> Any:
         # The Pillow backend gives the same pixels with and without torchvision.
