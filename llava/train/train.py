@@ -10,19 +10,12 @@ import sys
 from transformers import logging, set_seed
 
 from llava.train.arguments import parse_run
-from llava.train.build import (
-    build_data,
-    build_distiller,
-    build_student,
-    build_teachers,
-    build_tokenizer,
-    set_precision,
-    unused_parameters,
-)
+from llava.train.build import build_data, build_distiller, build_teachers, build_tokenizer, set_precision
 from llava.train.errors import readable_errors, resumable
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run_config import Run
 from llava.train.stages import apply_stage, trainable_report
+from llava.train.student import build_student, unused_parameters
 
 logger = logging.get_logger(__name__)
 

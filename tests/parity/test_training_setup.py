@@ -20,10 +20,10 @@ from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 from llava.model.multimodal_encoder.move_kd.student import unstack_experts
 from llava.train.arguments import parse_run
-from llava.train.build import unused_parameters
 from llava.train.optimizer import parameter_groups
 from llava.train.run_config import Run
 from llava.train.stages import apply_stage
+from llava.train.student import unused_parameters
 from tests.parity.vectors import cases
 from tests.tiny import tiny_llava
 
