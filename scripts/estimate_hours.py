@@ -74,11 +74,12 @@ def main() -> None:
     parser.add_argument("--model", choices=LANGUAGE_MODEL, default="7b")
     parser.add_argument("--teachers", nargs="*", default=[], choices=TEACHERS)
     parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--peak_tflops", type=float, default=312.0, help="dense bf16 peak of one GPU (A100 312, H100 989)")
+    parser.add_argument("--peak_tflops", type=float, default=312.0, help="bf16 peak of a GPU: A100 312, H100 989")
     parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak that is reached")
     args = parser.parse_args()
     rate = args.gpus * args.peak_tflops * 1e12 * args.mfu
-    print(f"{args.model}, {args.gpus} GPUs at {args.peak_tflops:g} TFLOP/s x {args.mfu:g}; teachers: {' '.join(args.teachers) or 'none'}")
+    teachers = " ".join(args.teachers) or "none"
+    print(f"{args.model}, {args.gpus} GPUs at {args.peak_tflops:g} TFLOP/s x {args.mfu:g}; teachers: {teachers}")
     for stage in STAGES:
         parts = stage_flops(stage, LANGUAGE_MODEL[args.model], args.teachers, with_experts=bool(args.teachers))
         total = sum(parts.values())
