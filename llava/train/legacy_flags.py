@@ -22,6 +22,7 @@ SAME_SETTING = {"warmup_ratio": "warmup_steps", "activation_checkpointing": "gra
 
 _GONE = "transformers 5 has no such option"
 _RESAMPLER = "no resampler is built here"
+_SLOW_FAST = "no released model has the token that slow-fast video needs"
 _ZERO_ORDER = "only gradient training is supported"
 
 NO_EFFECT = {
@@ -31,6 +32,10 @@ NO_EFFECT = {
     "lora_weight_path": "to go on from LoRA weights, resume or merge them first",
     "verbose_logging": "use --log_level info",
     "model_class_name": "the backbone is chosen by config.json",
+    "use_pos_skipping": "positions are never skipped",
+    "pos_skipping_range": "positions are never skipped",
+    "add_faster_video": _SLOW_FAST,
+    "faster_token_stride": _SLOW_FAST,
     "freeze_mm_vision_resampler": _RESAMPLER,
     "mm_mask_drop_mode": _RESAMPLER,
     "mm_mask_drop_skip_percentage": _RESAMPLER,

@@ -29,8 +29,6 @@ class VisionConfig:
     mm_spatial_pool_stride: int | None
     mm_spatial_pool_mode: str
     mm_newline_position: str
-    add_faster_video: bool
-    faster_token_stride: int
     s2: bool
     s2_scales: str
     delay_load: bool

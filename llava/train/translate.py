@@ -21,8 +21,7 @@ RECORDED = {
     ModelArguments: (
         "tune_mm_mlp_adapter", "tune_mm_vision_resampler", "unfreeze_mm_vision_tower", "mm_tunable_parts",
         "mm_use_im_start_end", "mm_use_im_patch_token", "vision_tower_pretrained", "delay_load", "mm_newline_position",
-        "mm_spatial_pool_stride", "mm_spatial_pool_mode", "add_faster_video", "faster_token_stride",
-        "use_pos_skipping", "pos_skipping_range",
+        "mm_spatial_pool_stride", "mm_spatial_pool_mode",
     ),
     DataArguments: (
         "image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution",
