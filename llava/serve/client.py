@@ -1,4 +1,4 @@
-"""How pages and command lines talk to a controller and its workers. Errors are raised, with what the other side said."""
+"""How pages and command lines talk to a controller and its workers; what the other side says of an error is raised."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -71,7 +71,7 @@ class GenerationRequest:
                 yield base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError):
                 raise ValueError(
-                    f"picture {number} is not base64; pictures are sent as base64 of a file, not as a path or an address"
+                    f"picture {number} is not base64; send pictures as base64 of a file, not as a path or an address"
                 ) from None
 
 
