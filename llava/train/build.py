@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, conv_templates
 from llava.model.checkpoint import load_parts
@@ -15,15 +15,14 @@ from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.tokenizer import load_tokenizer
 from llava.train.collator import stack
 from llava.train.dataset import make_data_module
+from llava.train.environment import say
 from llava.train.run_config import DistillRun, ModelConfig, Run
-
-logger = logging.get_logger(__name__)
 
 
 def select_template(name: str) -> Conversation:
     """The template of `--version`; a name that is not known means Vicuna's, as it always did."""
     if name not in conv_templates:
-        logger.warning(f"--version {name!r} is no template; vicuna_v1 is used. There are {', '.join(conv_templates)}")
+        say(f"--version {name!r} is no template; vicuna_v1 is used. There are {', '.join(conv_templates)}")
     return conv_templates.get(name, conv_templates["vicuna_v1"])
 
 
@@ -89,7 +88,7 @@ def build_distiller(run: Run, student: PreTrainedModel, teachers: Mapping[str, A
     distiller = Distiller(student, teachers, None if run.distill is None else run.distill.config)
     for path in run.init_from:
         filled = load_parts(distiller, path)
-        logger.warning(f"loaded {', '.join(filled) or 'nothing'} from {path}")
+        say(f"loaded {', '.join(filled) or 'nothing'} from {path}")
     for name, fields in distiller.required.items():
         if fields:
             blank = send_to_device(stack([teachers[name].source.blank()]), run.hf.device)

@@ -6,6 +6,8 @@ import os
 import socket
 import warnings
 
+import huggingface_hub.constants
+
 # Imported by transformers and peft, it warns of inference kernels that training does not use.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -16,6 +18,17 @@ def rank() -> int:
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def say(message: str) -> None:
+    """Print a line once, not on every process."""
+    if rank() == 0:
+        print(message, flush=True)
+
+
+def use_cache(directory: str) -> None:
+    """Keep downloaded weights in `directory` from now on."""
+    huggingface_hub.constants.HF_HUB_CACHE = directory
 
 
 def prepare_deepspeed(on_cpu: bool) -> None:

@@ -11,9 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import logging
-
-logger = logging.get_logger(__name__)
+from llava.train.environment import say
 
 MARKER = "complete.json"
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -87,7 +85,7 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
         problem = defect(path)
         if problem is None:
             return path
-        logger.warning(f"skipping {path}: {problem}")
+        say(f"skipping {path}: {problem}")
     return None
 
 

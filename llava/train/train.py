@@ -7,22 +7,24 @@ Works under `deepspeed` and `torchrun`, and as a single process. See docs/traini
 
 import sys
 
-from transformers import logging, set_seed
+import torch
+from transformers import set_seed
 
 from llava.train.arguments import parse_run
 from llava.train.build import build_data, build_distiller, build_teachers, build_tokenizer, set_precision
+from llava.train.environment import say, use_cache, world_size
 from llava.train.errors import readable_errors, resumable
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run_config import Run
 from llava.train.stages import apply_stage, trainable_report
 from llava.train.student import build_student, unused_parameters
 
-logger = logging.get_logger(__name__)
-
 
 def train(attn_implementation: str | None = None) -> None:
     """One run, from the command line's flags. attn_implementation: used where no flag says otherwise."""
     run = parse_run(sys.argv[1:], attn_implementation)
+    if run.model.cache_dir is not None:
+        use_cache(run.model.cache_dir)
     set_seed(run.hf.seed)
     tokenizer = build_tokenizer(run.model)
     student = build_student(run, tokenizer)
@@ -41,10 +43,10 @@ def train(attn_implementation: str | None = None) -> None:
 
 def announce(run: Run, trainer: LLaVATrainer) -> None:
     """What trains, and every flag that has no effect, once."""
-    if trainer.is_world_process_zero():
-        for line in run.warnings:
-            logger.warning(line)
-        print("\n".join(trainable_report(trainer.distiller.parts(), run.learning_rates)), flush=True)
+    devices = torch.accelerator.device_count()
+    if devices > 1 and world_size() == 1 and not run.hf.use_cpu:
+        say(f"1 of {devices} devices is used: start with `deepspeed` or `torchrun` to use them all")
+    say("\n".join([*run.warnings, *trainable_report(trainer.distiller.parts(), run.learning_rates)]))
 
 
 def main(attn_implementation: str | None = None) -> None:
