@@ -1,0 +1,51 @@
+"""Every number of a playground run: the world, the pieces trained on it, and the two stages."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from playground.clip import ClipTraining
+from playground.language import LanguageTraining
+from playground.llava_data import DataSize
+from playground.world import WorldConfig
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """rate: of the projector in stage 1 and of projector and language model in stage 2. tower_rate: stage 2 only."""
+
+    steps: int
+    rate: float
+    batch: int = 32
+    tower_rate: float = 1e-3
+    save_steps: int = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    world: WorldConfig = field(default_factory=WorldConfig)
+    data: DataSize = field(default_factory=DataSize)
+    language: LanguageTraining = field(default_factory=LanguageTraining)
+    clip: ClipTraining = field(default_factory=ClipTraining)
+    pretrain: StageTraining = field(default_factory=lambda: StageTraining(250, 3e-3))
+    finetune: StageTraining = field(default_factory=lambda: StageTraining(600, 1e-3))
+
+    def fingerprint(self, *parts: str) -> str:
+        """Changes when one of the named parts does."""
+        chosen = {part: asdict(self)[part] for part in parts}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "quick": Recipe("quick"),
+    "smoke": Recipe(
+        "smoke",
+        data=DataSize(pretrain=64, finetune=64, validation=8, heldout=16, conversations=1, turns=4),
+        language=LanguageTraining(scenes=100, steps=12, batch=4, captions=2),
+        clip=ClipTraining(scenes=200, steps=8, batch=16),
+        pretrain=StageTraining(4, 3e-3, batch=8, save_steps=2),
+        finetune=StageTraining(4, 1e-3, batch=8, save_steps=2),
+    ),
+}

@@ -1,0 +1,83 @@
+"""The command lines of both stages: the flags of an ordinary LLaVA run, with the playground's files and numbers."""
+
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from playground.recipe import Recipe, StageTraining
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launcher() -> list[str]:
+    """`deepspeed` with one process, from the environment that runs this."""
+    return [
+        str(Path(sys.executable).with_name("deepspeed")),
+        *("--num_gpus", "1", "--master_port", str(free_port())),
+        str(ROOT / "llava" / "train" / "train_mem.py"),
+        *("--deepspeed", str(ROOT / "scripts" / "zero2.json")),
+    ]
+
+
+def shared_flags(out: Path, stage: StageTraining, output: Path) -> list[str]:
+    settings = {
+        "model_name_or_path": out / "language",
+        "vision_tower": out / "clip",
+        "image_folder": out / "data" / "images",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "bf16": False,
+        "output_dir": output,
+        "max_steps": stage.steps,
+        "per_device_train_batch_size": stage.batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "save_strategy": "steps",
+        "save_steps": stage.save_steps,
+        "save_total_limit": 1,
+        "learning_rate": stage.rate,
+        "adam_beta2": 0.99,
+        "weight_decay": 0.0,
+        "warmup_ratio": 0.05,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": min(10, stage.steps),
+        "model_max_length": 1024,
+        "dataloader_num_workers": 1 if not torch.cuda.is_available() else 4,
+        "report_to": "none",
+    }
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def pretrain_command(out: Path, recipe: Recipe, output: Path, extra: Sequence[str] = ()) -> list[str]:
+    """Stage 1: the projector, on captions."""
+    return [
+        *launcher(),
+        *shared_flags(out, recipe.pretrain, output),
+        *("--version", "plain", "--tune_mm_mlp_adapter", "True"),
+        *("--data_path", str(out / "data" / "pretrain.json")),
+        *extra,
+    ]
+
+
+def finetune_command(out: Path, recipe: Recipe, start: Path, output: Path, extra: Sequence[str] = ()) -> list[str]:
+    """Stage 2: visual instruction tuning of the whole model, from the folder of stage 1."""
+    return [
+        *launcher(),
+        *shared_flags(out, recipe.finetune, output),
+        *("--version", "v1", "--init_from", str(start)),
+        *("--mm_tunable_parts", "mm_mlp_adapter,mm_vision_tower,mm_language_model"),
+        *("--mm_vision_tower_lr", str(recipe.finetune.tower_rate)),
+        *("--data_path", str(out / "data" / "finetune.json")),
+        *extra,
+    ]
