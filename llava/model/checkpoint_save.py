@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -47,7 +48,7 @@ def save_student(
     state = as_in_files(student, _complete_state(student, state_dict))
     write_safetensors(publish_experts(state), directory, max_shard_size)
     write_generation_config(student.generation_config, directory)
-    write_config(student, directory)
+    write_config(student, directory, next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
 
 
 def persistent_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -70,12 +71,14 @@ def _complete_state(student: PreTrainedModel, state_dict: Mapping[str, Tensor]) 
     return {name: given[name] for name in wanted}
 
 
-def write_config(student: PreTrainedModel, directory: Path) -> None:
-    """config.json, with the keys that older LLaVA code and servers look for beside transformers 5's own."""
+def write_config(student: PreTrainedModel, directory: Path, dtype: torch.dtype | None = None) -> None:
+    """config.json, with the keys that older LLaVA code and servers look for beside transformers 5's own.
+
+    dtype: of the weights in `directory`, where it is not the student's (which may train in float32)."""
     config = copy.deepcopy(student.config)
     config.architectures = [type(student).__name__]
     settings: dict[str, Any] = json.loads(config.to_json_string())
-    settings["dtype"] = str(student.dtype).removeprefix("torch.")
+    settings["dtype"] = str(dtype or student.dtype).removeprefix("torch.")
     settings["torch_dtype"] = settings["dtype"]
     settings.pop("quantization_config", None)  # an adapter's base is quantized anew, or not, by whoever loads it
     rope = settings.get("rope_parameters") or {}

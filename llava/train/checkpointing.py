@@ -74,7 +74,7 @@ class CheckpointWriter:
         save_parts(directory, **light)
         if self.trainer.args.should_save:
             if not (self.run.stage.lora or self.run.save_whole):
-                write_config(student, Path(directory))
+                write_config(student, Path(directory), self.run.model.dtype)
             self.trainer.tokenizer.save_pretrained(directory)
         student.config.use_cache = used_cache
 

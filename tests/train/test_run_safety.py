@@ -1,5 +1,6 @@
 """What protects a run: exact resumes, refusals, and messages that say what to do."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def test_rounded_training_resumes_from_unrounded_weights(
     flags = {"bf16": True, "save_strategy": "steps", "save_steps": 2, "data_path": world.folder / "chats.json"}
     whole = train_tiny(world, tmp_path / "whole", monkeypatch, STAGE_TWO, flags)
     assert read_state_dict(whole)["lm_head.weight"].dtype == torch.bfloat16
+    assert json.loads((whole / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert (
         load_file(whole / "checkpoint-2" / "trained_state.safetensors")["student.lm_head.weight"].dtype == torch.float32
     )
