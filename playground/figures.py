@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
+Answers = Sequence[Mapping[str, Any]]
 GOOD, BAD = "#1a7f37", "#b3261e"
 
 

@@ -3,7 +3,7 @@
     python -m playground.quickstart [--out playground/out] [--fresh]
 
 Draws the world, makes a tiny language model and a tiny CLIP, trains both stages through llava/train/train_mem.py,
-evaluates on held-out scenes, answers one question and draws figures. What is complete is reused, what is not is resumed.
+evaluates on held-out scenes, answers one question and draws figures. What is complete is reused, the rest resumed.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Step:
     title: str
     output: Path
     parts: tuple[str, ...]
-    arguments: Callable[[], Sequence[str]]
+    arguments: Sequence[str]
     total: int
     threads: int = 1
 
@@ -64,7 +64,7 @@ class Pipeline:
             self.stamps.begin(step.name, prints[step.name], step.output)
         start = time.monotonic()
         logs = self.out / "logs"
-        run_together([Command(s.title, s.arguments(), logs / f"{s.name}.txt", s.total, s.threads) for s in waiting])
+        run_together([Command(s.title, s.arguments, logs / f"{s.name}.txt", s.total, s.threads) for s in waiting])
         for step in waiting:
             self.stamps.finish(step.name, prints[step.name], time.monotonic() - start)
 
@@ -75,44 +75,27 @@ class Pipeline:
             "language": self.recipe.language.steps,
             "clip": self.recipe.clip.steps,
         }
-        return Step(name, title, self.out / name, PIECES[name], lambda: arguments, total[name])
+        return Step(name, title, self.out / name, PIECES[name], arguments, total[name])
 
     def pretrain(self) -> Step:
         target = self.out / "stage1"
-        steps = self.recipe.pretrain.steps
-        return Step(
-            "stage1", "Stage 1", target, STAGE1, lambda: pretrain_command(self.out, self.recipe, target), steps, 2
-        )
+        arguments = pretrain_command(self.out, self.recipe, target)
+        return Step("stage1", "Stage 1", target, STAGE1, arguments, self.recipe.pretrain.steps, threads=2)
 
     def finetune(self) -> Step:
-        target, start = self.out / "stage2", self.out / "stage1"
-        steps = self.recipe.finetune.steps
-        return Step(
-            "stage2",
-            "Stage 2",
-            target,
-            STAGE2,
-            lambda: finetune_command(self.out, self.recipe, start, target),
-            steps,
-            2,
-        )
+        target = self.out / "stage2"
+        arguments = finetune_command(self.out, self.recipe, self.out / "stage1", target)
+        return Step("stage2", "Stage 2", target, STAGE2, arguments, self.recipe.finetune.steps, threads=2)
 
     def evaluation(self) -> Step:
         target = self.out / "results" / "llava"
-        arguments = python(
-            "playground.evaluate",
-            *(
-                "--model",
-                str(self.out / "stage2"),
-                "--data",
-                str(self.out / "data"),
-                "--to",
-                str(target / "result.json"),
-            ),
-        )
+        files = {"--model": self.out / "stage2", "--data": self.out / "data", "--to": target / "result.json"}
+        flags = [part for flag, path in files.items() for part in (flag, str(path))]
         lines = (self.out / "data" / "heldout.jsonl").read_text().count("\n")
         batches = -(-lines // BATCH)
-        return Step("evaluation", "Evaluation", target, STAGE2, lambda: arguments, batches, 2)
+        return Step(
+            "evaluation", "Evaluation", target, STAGE2, python("playground.evaluate", *flags), batches, threads=2
+        )
 
 
 def run(out: Path, recipe: Recipe) -> None:
