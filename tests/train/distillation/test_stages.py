@@ -83,7 +83,7 @@ def test_training_goes_on_from_a_whole_model_with_its_heads(lab: Lab, pretrained
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_without_clip_the_students_own_copy_only_weighs_tokens(
-    lab: Lab, stage: str, caplog: pytest.LogCaptureFixture
+    lab: Lab, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = getattr(lab, stage)({"encoder_teachers": lab.specs("eva", "convnext")})
     assert taught_by(out) == {"eva", "convnext"}
@@ -91,7 +91,7 @@ def test_without_clip_the_students_own_copy_only_weighs_tokens(
     assert 0 < rows(out)[0]["token_entropy"] < 2.773  # log 16: not uniform
     adapters = torch.load(out / "encoder_adapter.bin", weights_only=True)
     assert {name.split(".")[1] for name in adapters} == {"eva", "convnext"}
-    assert "the student's own copy of its pretrained CLIP" in caplog.text
+    assert "the student's own copy of its pretrained CLIP" in capsys.readouterr().out
 
 
 def test_clip_alone_keeps_the_student_near_its_start(lab: Lab) -> None:
