@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.anyres import parse_grid_pinpoints
+from llava.conversation import SeparatorStyle, conv_templates
 from llava.model.checkpoint import load_student
 from llava.model.checkpoint_config import read_config
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -140,6 +141,9 @@ def _record(student: Any, config: ModelConfig) -> None:
         entries["image_grid_pinpoints"] = json.loads(json.dumps(pinpoints))
     student.config.update(entries)
     student.config.tokenizer_padding_side = "right"
+    template = conv_templates.get(config.template)
+    if template is not None and template.sep_style is not SeparatorStyle.PLAIN:  # captions are no way to chat
+        student.config.conversation_template = config.template
 
 
 def compile_tower(student: Any, backend: str, mode: str | None) -> None:
