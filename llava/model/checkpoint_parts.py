@@ -1,6 +1,7 @@
 """Files that hold one part of a model: mm_projector.bin, mole_encoder.bin, encoder_adapter.bin."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers.utils import logging
 
 from llava.model.checkpoint_check import may_be_left_over
 from llava.model.checkpoint_gather import copy_into, full_shape
-from llava.model.checkpoint_io import CheckpointError, find_file, read_tensors
+from llava.model.checkpoint_io import CheckpointError, find_file, find_weight_files, read_tensors
 from llava.model.checkpoint_names import (
     MOLE_NAME,
     NEWLINE,
@@ -25,6 +26,7 @@ MOLE_FILE = "mole_encoder.bin"
 ADAPTERS_FILE = "encoder_adapter.bin"
 PART_OF_FILE = {PROJECTOR_FILE: "projector", MOLE_FILE: "mole", ADAPTERS_FILE: "adapters"}
 EMBEDDINGS = "model.embed_tokens.weight"
+PUBLISHED_ADAPTER = re.compile(r"\w+_adapter_[12]\.(?:weight|bias)")
 
 logger = logging.get_logger(__name__)
 
@@ -101,6 +103,33 @@ def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         copy_into(targets, _fitting(state, targets, part, file))
         filled.append(part)
     return filled
+
+
+def load_own_adapters(model: nn.Module, path: str | os.PathLike[str]) -> bool:
+    """Fill a distiller's adapters from a whole checkpoint: its encoder_adapter.bin, or its own tensors as published.
+
+    False if it has none, or those of another form, which is said. Every rank must call it.
+    """
+    targets = {name: tensor for name, tensor in _named_tensors(model) if name.startswith("adapters.")}
+    file = find_file(path, ADAPTERS_FILE)
+    source = Path(path) if file is None else file
+    state = _adapters_among_weights(path) if file is None else read_part("adapters", file)
+    if not state or not targets:
+        return False
+    state, targets = _of_shared_teachers(state, targets, source)
+    try:
+        copy_into(targets, _fitting(state, targets, "adapters", source))
+    except CheckpointError:
+        logger.warning(f"{source}: its adapters are of another form than this run's (--kd_heads), which start anew")
+        return False
+    return bool(targets)
+
+
+def _adapters_among_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in find_weight_files(path):
+        found |= {name: tensor for name, tensor in read_tensors(file).items() if PUBLISHED_ADAPTER.fullmatch(name)}
+    return adapter_names(found)
 
 
 def _of_shared_teachers(

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.conversation import Conversation, conv_templates
 from llava.model.checkpoint import load_parts
+from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_gather import is_partitioned
+from llava.model.checkpoint_parts import load_own_adapters
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.tokenizer import load_tokenizer
 from llava.train.collator import stack
@@ -81,14 +83,19 @@ def check_students_copy(distill: DistillRun, student: Any) -> None:
 
 
 def build_distiller(run: Run, student: PreTrainedModel, teachers: Mapping[str, Any]) -> Any:
-    """The module that trains. Stage-1 files are loaded into it. A teacher of whom more than patches is wanted shows
-    on a blank that it gives that. Raises ValueError if files do not fit, or a teacher does not."""
+    """The module that trains. Stage-1 files are loaded into it, or the adapters of the checkpoint that it goes on from.
+    A teacher of whom more than patches is wanted shows on a blank that it gives that. Raises ValueError if files do not
+    fit, or a teacher does not."""
     from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 
     distiller = Distiller(student, teachers, None if run.distill is None else run.distill.config)
+    filled: list[str] = []
     for path in run.init_from:
-        filled = load_parts(distiller, path)
-        say(f"loaded {', '.join(filled) or 'nothing'} from {path}")
+        filled += (found := load_parts(distiller, path))
+        say(f"loaded {', '.join(found) or 'nothing'} from {path}")
+    goes_on = run.distill is not None and "kd" in read_config(run.model.path)
+    if goes_on and "adapters" not in filled and load_own_adapters(distiller, run.model.path):
+        say(f"loaded adapters from {run.model.path}")
     for name, fields in distiller.required.items():
         if fields:
             blank = send_to_device(stack([teachers[name].source.blank()]), run.hf.device)

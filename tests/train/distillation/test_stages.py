@@ -1,10 +1,12 @@
 """MoVE-KD as a user trains it: both stages through the entry point, with every kind of teacher set and recipe."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
@@ -71,14 +73,23 @@ def test_the_directory_and_the_three_files_start_the_second_stage_alike(lab: Lab
     assert terms(rows(first)[0]) != terms(rows(fresh)[0])
 
 
-def test_training_goes_on_from_a_whole_model_with_its_heads(lab: Lab, pretrained: Path) -> None:
-    """A finetuned directory holds everything, heads and statistics included."""
-    teachers = {"encoder_teachers": lab.specs(*FOUR)}
-    out = lab.finetune(teachers, {"init_from": pretrained})
-    again = lab.finetune(teachers, {"model_name_or_path": out, "init_from": out}, out="again")
-    fresh = lab.finetune(teachers, {"model_name_or_path": out}, out="fresh")
-    assert rows(again)[0]["kd/eva"] < rows(fresh)[0]["kd/eva"]
-    assert rows(again)[0]["lm"] == rows(fresh)[0]["lm"]
+@pytest.mark.parametrize("recipe", ["ours", "release"])
+def test_training_goes_on_from_a_whole_model_with_its_adapters(lab: Lab, recipe: str) -> None:
+    """They lie beside the weights; published checkpoints have them among the weights."""
+    flags = {"encoder_teachers": lab.specs("clip", "eva"), "kd_recipe": recipe, "adapter_lr": 0.1}
+    out = lab.finetune(flags)
+    adapters = torch.load(out / "encoder_adapter.bin", weights_only=True)
+    forms = {"beside": out, "without": shutil.copytree(out, lab.folder / "bare")}
+    (forms["without"] / "encoder_adapter.bin").unlink()
+    if recipe == "release":
+        forms["among"] = shutil.copytree(forms["without"], lab.folder / "among")
+        save_file({**read_state_dict(out), **adapters}, forms["among"] / "model.safetensors", {"format": "pt"})
+    first = {}
+    for name, folder in forms.items():
+        first[name] = rows(lab.finetune(flags, {"model_name_or_path": folder}, out=f"again-{name}"))[0]
+    assert len({row["lm"] for row in first.values()}) == 1
+    assert first["beside"]["kd/eva"] != first["without"]["kd/eva"]
+    assert first.get("among", first["beside"])["kd/eva"] == first["beside"]["kd/eva"]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

@@ -1,0 +1,113 @@
+"""The page at the end of a run: from the trainer, from a run's directory, and from runs that lack something."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava.train.report import FOLDER, load_tower, main, pick_items, read_history, write_report
+from llava.train.report_figures import Look, chosen_layers, curve, is_term, layer_table, panels_of
+from tests.train.distillation.conftest import Lab
+
+ALL_FIGURES = {"report.md", "curves.png", "experts.png", "encoder.png", "teachers.png"}
+
+
+@pytest.fixture(scope="module")
+def reported(world: Any, teachers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 1 with a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        lab = Lab(world, teachers, tmp_path_factory.mktemp("report"), patch)
+        return lab.pretrain({"encoder_teachers": lab.specs("clip", "eva"), "report": True})
+
+
+def figures_in(run: Path) -> set[str]:
+    return {path.name for path in (run / FOLDER).iterdir()}
+
+
+def test_a_distillation_ends_with_a_page_that_links_every_figure(reported: Path) -> None:
+    assert figures_in(reported) == ALL_FIGURES
+    page = (reported / FOLDER / "report.md").read_text()
+    for name in ALL_FIGURES - {"report.md"}:
+        assert f"({name})" in page
+        with Image.open(reported / FOLDER / name) as figure:
+            assert min(figure.size) > 100
+    assert "| kd/eva |" in page
+    assert "expert_load" not in page
+
+
+def test_by_hand_the_page_shows_any_picture_to_the_trained_tower(
+    reported: Path, world: Any, teachers: dict[str, str]
+) -> None:
+    picture = str(world.folder / "images" / "0.png")
+    main([str(reported), "--image", picture, picture, "--teachers", teachers["dinov2"]])
+    assert figures_in(reported) == ALL_FIGURES
+
+
+def test_the_tower_comes_back_with_its_trained_experts(reported: Path) -> None:
+    tower = load_tower(reported)
+    saved = torch.load(reported / "mole_encoder.bin", weights_only=True)
+    name = "vision_tower.vision_model.encoder.layers.0.mlp.router.weight"
+    torch.testing.assert_close(dict(tower.named_parameters())[name], saved[f"model.vision_tower.{name}"].float())
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--output_dir"):
+        read_history(tmp_path)
+
+
+def test_a_report_that_fails_does_not_fail_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("no font")
+
+    monkeypatch.setattr("llava.train.report.figures.draw_curves", broken)
+    out = lab.pretrain({"encoder_teachers": lab.specs("clip"), "report": True, "max_steps": 1})
+    assert (out / "mole_encoder.bin").exists()
+
+
+def test_a_plain_run_has_no_page_unless_asked_for(lab: Lab) -> None:
+    plain = {"tune_encoder": False, "max_steps": 1}
+    assert not (lab.pretrain(plain | {"report": None}, out="silent") / FOLDER).exists()
+    out = lab.pretrain(plain | {"report": True}, out="asked")
+    assert figures_in(out) == {"report.md", "curves.png", "encoder.png"}
+
+
+def test_terms_of_unknown_objectives_have_a_panel_and_metrics_are_no_terms() -> None:
+    history = [{"step": step, "loss": 2.0, "lm": 1.0, "huber/eva": 1.0, "cka/eva": 0.5, "expert_load/0/1": 1.0,
+                "eval_loss": 3.0, "grad_norm": float("nan")} for step in (1, 2)]  # fmt: skip
+    panels = panels_of(history)
+    assert set(panels["loss"]) == {"all terms", "language model", "validation"}
+    assert set(panels["huber, as it is in the loss"]) == {"eva"}
+    assert not is_term("cka/eva")
+    assert not is_term("eval_kd/eva")
+    assert "gradient norm" not in panels
+    assert curve(history, "lm") == ([1.0, 2.0], [1.0, 1.0])
+
+
+def test_values_per_layer_become_one_table() -> None:
+    history = [{"step": s, "expert_load/0/0": 0.25, "expert_load/0/1": 0.75, "expert_load/1/0": 1.0,
+                "expert_load/1/1": 0.0} for s in (5, 10)]  # fmt: skip
+    steps, loads = layer_table(history, "expert_load")
+    assert steps == [5.0, 10.0]
+    np.testing.assert_array_equal(loads[0], [[0.25, 0.75], [1.0, 0.0]])
+    assert chosen_layers(23) == [0, 7, 15, 22]
+    assert chosen_layers(2) == [0, 1]
+
+
+def test_a_page_needs_neither_log_nor_class_token_nor_experts(tmp_path: Path) -> None:
+    look = Look(Image.new("RGB", (28, 28)), (4, 4), torch.randn(16, 8), None)
+    page = write_report([], [look], tmp_path)
+    assert "no log" in page.read_text()
+    assert figures_in(tmp_path) == {"report.md", "encoder.png"}
+
+
+def test_pictures_are_spread_over_the_data_and_blanks_left_out() -> None:
+    items = [{"blank": index % 2 == 0, "index": index} for index in range(100)]
+    picked = [item["index"] for item in pick_items(items)]
+    assert len(picked) == 4
+    assert all(index % 2 for index in picked)
+    assert max(picked) - min(picked) > 40
+    assert json.dumps(picked) == json.dumps([item["index"] for item in pick_items(items)])
