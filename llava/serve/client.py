@@ -52,8 +52,8 @@ def generate(worker: str, message: dict[str, Any]) -> Iterator[str]:
     """The text so far, which begins with the prompt. Raises ServiceError with the worker's own words."""
     url = f"{worker.rstrip('/')}/worker_generate_stream"
     try:
-        options = {"headers": HEADERS, "json": message, "timeout": STREAM_SECONDS, "trust_env": False}
-        with httpx.stream("POST", url, **options) as response:
+        options: dict[str, Any] = {"headers": HEADERS, "timeout": STREAM_SECONDS, "trust_env": False}
+        with httpx.stream("POST", url, json=message, **options) as response:
             for answer in decode(response.iter_bytes()):
                 if answer.get("error_code", 0):
                     raise ServiceError(str(answer["text"]), int(answer["error_code"]))

@@ -58,7 +58,7 @@ def build(chat: Chat, teachers: Mapping[str, Any] | None = None, examples: Seque
             with gr.Tab("What the encoder sees", id="encoder") as tab:
                 encoder_tab = EncoderTab(chat, teachers or {})
         encoder_tab.connect(tab, chat_tab)
-        page.unload(chat_tab.leave)
+        page.unload(chat_tab.sessions.leave)
     return page.queue(default_concurrency_limit=4)
 
 

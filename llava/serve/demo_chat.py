@@ -5,7 +5,6 @@ name a file or change a turn.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_pil_to_cache
 
 from llava.conversation import conv_templates
 from llava.inference import Chat, Decoding, Turn
 from llava.remote import SERVING_LIMITS, decode_images
 from llava.serve.demo_examples import Example
+from llava.serve.sessions import Sessions, copy_for_page
 
 DRAW_SECONDS = 0.05  # between redrawings of a growing answer
-SHOWN_SIDE = 768  # pixels of a picture's longer side on the page
 CHAT_ID = "chat"  # of what limits answers at a time
 
 logger = logging.getLogger("demo")
@@ -61,7 +59,7 @@ class ChatTab:
 
     def __init__(self, chat: Chat, examples: list[Example]) -> None:
         self.chat = chat
-        self.running: dict[str, threading.Event] = {}
+        self.sessions = Sessions()
         self.entries = gr.State(())
         self.chatbot = gr.Chatbot(
             show_label=False,
@@ -140,14 +138,8 @@ class ChatTab:
             failed = (*entries, Entry(Turn(text), error=explain(error)))
             yield self._show(failed, gr.skip(), is_busy=False)  # the question stays in its box
             return
-        entry = Entry(Turn(text, images), tuple(self._copy(image) for image in images))
+        entry = Entry(Turn(text, images), tuple(copy_for_page(image) for image in images))
         yield from self._answer((*entries, entry), settings, request, clears_box=True)
-
-    def _copy(self, image: Any) -> str:
-        """The file of a smaller copy that the page may show, whatever was uploaded."""
-        shown = image.copy()
-        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        return save_pil_to_cache(shown, self.chatbot.GRADIO_CACHE, name="picture", format="png")
 
     def regenerate(self, request: gr.Request, entries: Entries, *settings: Any) -> Iterator[tuple[Any, ...]]:
         if not entries:
@@ -161,7 +153,7 @@ class ChatTab:
         self, entries: Entries, settings: tuple[Any, ...], request: gr.Request, clears_box: bool
     ) -> Iterator[tuple[Any, ...]]:
         template, temperature, top_p, length = settings
-        cancel = self.running[str(request.session_hash)] = threading.Event()
+        cancel = self.sessions.begin(request)
         box = {"text": "", "files": []} if clears_box else gr.skip()
         yield self._busy(entries, box)
         answered, failure = entries, None
@@ -187,17 +179,11 @@ class ChatTab:
 
     def cancel(self, request: gr.Request) -> None:
         """Ends this session's answer where it is."""
-        if event := self.running.get(str(request.session_hash)):
-            event.set()
+        self.sessions.cancel(request)
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         self.cancel(request)
         return self._idle(())
-
-    def leave(self, request: gr.Request) -> None:
-        """The user has closed the page."""
-        self.cancel(request)
-        self.running.pop(str(request.session_hash), None)
 
     def _busy(self, entries: Entries, box: Any) -> tuple[Any, ...]:
         return self._show(entries, box, is_busy=True)

@@ -13,20 +13,12 @@ from llava.inference import Chat
 from llava.remote import SERVING_LIMITS, decode_image
 from llava.serve.demo_chat import ChatTab, Entries, explain
 from llava.serve.encoder_view import MAP_SIDE, EncoderView, look
+from llava.serve.sessions import PictureBox
 from llava.visualize import colors_to_image, css_color, expert_color, overlay
 
 PROMPT = "Upload a picture, or ask about one in the chat and come back."
 
 logger = logging.getLogger("demo")
-
-
-class PictureBox(gr.Image):
-    """An image box that gives the file as it was uploaded; it is decoded under our own limits."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else str(payload.path)
 
 
 class EncoderTab:

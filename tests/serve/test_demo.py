@@ -1,0 +1,178 @@
+"""The demo without a browser: examples, views of the encoder, and what its endpoints must not give away."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from llava.inference import Chat
+from llava.serve.demo import build, launch, main, parse_arguments
+from llava.serve.demo_encoder import load_table
+from llava.serve.demo_examples import find_examples
+from llava.serve.encoder_view import look
+from tests.serve.running import free_port
+from tests.tiny import PINPOINTS, save_tiny_llava, tiny_lm_folder, tiny_siglip_folder
+
+PICTURE = Image.effect_noise((60, 40), 90).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def page(chat: Chat) -> Iterator[str]:
+    port, blocks = free_port(), build(chat)
+    launch(blocks, "127.0.0.1", port, prevent_thread_lock=True, quiet=True)
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+def test_a_student_with_experts_shows_all_there_is(chat: Chat) -> None:
+    view = look(chat, PICTURE)
+    assert (len(view.tiles), view.grid, view.experts, view.layers) == (1, (4, 4), 3, 3)
+    assert view.tiles[0].attention is not None
+    assert all(abs(sum(shares) - 1) < 1e-6 for shares in view.loads(0))
+    assert view.expert_map(0, 1).size == view.tiles[0].image.size
+    assert [sentence.split(":")[0] for sentence in view.missing] == ["No teachers"]
+
+
+def test_every_tile_of_a_tiled_picture_is_shown(tmp_path: Path) -> None:
+    layout = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": PINPOINTS, "mm_patch_merge_type": "spatial_unpad"}
+    chat = Chat.load(str(save_tiny_llava(tmp_path, **layout)), device="cpu", torch_dtype="float32")
+    from llava.serve.demo import load_teachers
+
+    view = look(chat, PICTURE, load_teachers([f"clip:path={tmp_path / 'clip-tiny'}"], chat))
+    assert len(view.tiles) == 5
+    assert all(tile.teachers["clip"].shape == (4, 4, 3) for tile in view.tiles)
+    assert "no experts" in view.missing[0]
+
+
+def test_a_teacher_of_the_same_weights_sees_the_same_as_a_plain_student(tmp_path: Path) -> None:
+    """So the view that the teacher is shown is the student's own input."""
+    from llava.serve.demo import load_teachers
+
+    chat = Chat.load(str(save_tiny_llava(tmp_path)), device="cpu", torch_dtype="float32")
+    square = PICTURE.resize((28, 28))
+    tile = look(chat, square, load_teachers([f"clip:path={tmp_path / 'clip-tiny'}"], chat)).tiles[0]
+    torch.testing.assert_close(
+        torch.from_numpy(tile.features), torch.from_numpy(tile.teachers["clip"]), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_an_encoder_without_a_class_token_says_so(tmp_path: Path) -> None:
+    chat = Chat.load(
+        str(save_tiny_llava(tmp_path, tower=tiny_siglip_folder(tmp_path))), device="cpu", torch_dtype="float32"
+    )
+    view = look(chat, PICTURE)
+    assert view.tiles[0].attention is None
+    assert "SigLIP has no class token" in view.missing[0]
+
+
+def test_a_model_without_an_encoder_says_so(tmp_path: Path) -> None:
+    chat = Chat.load(str(tiny_lm_folder(tmp_path)), device="cpu", torch_dtype="float32")
+    with pytest.raises(ValueError, match="nothing to look at"):
+        look(chat, PICTURE)
+    build(chat)
+
+
+def test_the_table_of_loads_marks_the_chosen_layer() -> None:
+    table = load_table([[0.5, 0.5], [1.0, 0.0]], 2)
+    assert table.count("<li") == 2
+    assert '<li class="chosen"><em>2</em>' in table
+    assert "expert 1: 100%" in table
+
+
+def test_examples_are_pictures_with_their_questions(tmp_path: Path) -> None:
+    assert find_examples(str(tmp_path)) == []
+    folder = tmp_path / "demo_examples"
+    folder.mkdir()
+    PICTURE.save(folder / "b.png")
+    PICTURE.save(folder / "a.jpg")
+    (folder / "b.txt").write_text("What is b?\n")
+    (folder / "c.png").write_text("broken")
+    found = [(example.text, [path.name for path in example.files]) for example in find_examples(str(tmp_path))]
+    assert found == [("", ["a.jpg"]), ("What is b?", ["b.png"])]
+
+
+def test_a_list_of_examples_names_files_of_its_folder_only(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "secret.png")
+    folder = tmp_path / "demo_examples"
+    folder.mkdir()
+    PICTURE.save(folder / "a.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    entries = [
+        {"text": "One?", "image": "a.png"},
+        {"text": "Two?", "image": ["a.png", "a.png"]},
+        {"text": "None?"},
+        {"text": "Out", "image": "../secret.png"},
+        {"text": "Out", "image": "link.png"},
+        {"text": "Out", "image": "/etc/passwd"},
+    ]
+    (folder / "examples.json").write_text(json.dumps(entries))
+    assert [(example.text, len(example.files)) for example in find_examples(str(tmp_path))] == [
+        ("One?", 1),
+        ("Two?", 2),
+        ("None?", 0),
+    ]
+
+
+def test_a_folder_that_was_asked_for_must_hold_examples(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a folder"):
+        find_examples("x", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="holds neither"):
+        find_examples("x", str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "/proc/self/environ", "C:\\boot.ini"])
+@pytest.mark.parametrize("route", ["/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/assets/"])
+def test_no_local_file_is_given_away(page: str, route: str, path: str) -> None:
+    response = httpx.get(page + route + path)
+    assert response.status_code in (403, 404)
+    assert "root:" not in response.text
+
+
+def fire(page: str, trigger: str, data: list[object]) -> str:
+    """What the server answers when the page's own event is sent by hand with `data`."""
+    config = httpx.get(f"{page}/config").json()
+    index = next(
+        dependency["id"]
+        for dependency in config["dependencies"]
+        if dependency["targets"] and dependency["targets"][0][1] == trigger
+    )
+    message = {"fn_index": index, "data": data, "session_hash": f"hand-{trigger}"}
+    joined = httpx.post(f"{page}/gradio_api/queue/join", json=message, timeout=20)
+    if joined.status_code != 200:
+        return joined.text
+    lines = []
+    with httpx.stream("GET", f"{page}/gradio_api/queue/data?session_hash=hand-{trigger}", timeout=30) as events:
+        for line in events.iter_lines():
+            lines.append(line)
+            if "process_completed" in line or "close_stream" in line:
+                break
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/a.png"])
+def test_an_upload_event_cannot_name_a_file_of_the_server(page: str, path: str) -> None:
+    answer = fire(page, "upload", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
+    assert "root:" not in answer
+    assert '"success":false' in answer.replace(" ", "") or "error" in answer.lower()
+
+
+def test_a_question_cannot_name_a_file_of_the_server(page: str) -> None:
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}, "mime_type": "image/png"}
+    answer = fire(page, "submit", [{"text": "What?", "files": [file]}, None, "vicuna_v1", 0.2, 0.7, 5])
+    assert "root:" not in answer
+    assert '"success":false' in answer.replace(" ", "") or "not a readable picture" in answer
+
+
+def test_errors_at_the_start_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: "):
+        main(["--model-path", str(tmp_path / "nothing"), "--device", "cpu"])
+
+
+def test_the_flags_have_the_documented_defaults() -> None:
+    found = parse_arguments(["--model-path", "x", "--teachers", "clip", "sam:path=y"])
+    assert (found.host, found.port, found.share, found.device) == ("127.0.0.1", 7860, False, "auto")
+    assert found.teachers == ["clip", "sam:path=y"]
