@@ -57,11 +57,12 @@ def _set_single_process_defaults() -> None:
     if {"WORLD_SIZE", "LOCAL_RANK"} & set(os.environ):
         raise ValueError("RANK is not set but WORLD_SIZE or LOCAL_RANK is; start with `deepspeed` or `torchrun`")
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**defaults, "MASTER_PORT": str(_free_port())}.items():
+    for name, value in {**defaults, "MASTER_PORT": str(free_port())}.items():
         os.environ.setdefault(name, value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

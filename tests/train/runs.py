@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llava.train.environment import free_port
 from tests.tiny import tiny_clip_folder, tiny_lm_folder
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,7 @@ RUN_FLAGS = {
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
+    "report": False,
     "dataloader_num_workers": 0,
     "disable_tqdm": True,
 }
@@ -101,13 +103,14 @@ def train_tiny(world: World, out: Path, monkeypatch: Any, *groups: dict[str, Any
     return out
 
 
-def start(flags: list[str], processes: int = 0, port: int = 29711, launcher: str = "torchrun") -> subprocess.Popen[str]:
+def start(flags: list[str], processes: int = 0, launcher: str = "torchrun") -> subprocess.Popen[str]:
     """`processes` 0 starts plain Python, else a launcher ("torchrun" or "deepspeed") with so many."""
+    port = str(free_port())
     entry = [str(ROOT / "llava" / "train" / "train_mem.py"), *flags]
     if launcher == "torchrun":
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port)]
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
     else:
-        launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", str(port)]
+        launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", port]
     settings = {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -138,8 +141,8 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     return output
 
 
-def run(flags: list[str], processes: int = 0, port: int = 29711, launcher: str = "torchrun") -> str:
-    return finish(start(flags, processes, port, launcher))
+def run(flags: list[str], processes: int = 0, launcher: str = "torchrun") -> str:
+    return finish(start(flags, processes, launcher))
 
 
 def losses(output_dir: Path) -> list[float]:

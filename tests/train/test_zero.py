@@ -53,7 +53,7 @@ def flags(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 def expected(world: World, flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of two processes without DeepSpeed."""
     out = tmp_path_factory.mktemp("torch")
-    run(command_line(world.model_flags, RUN_FLAGS, flags, {"output_dir": out}), 2, 29751)
+    run(command_line(world.model_flags, RUN_FLAGS, flags, {"output_dir": out}), 2)
     return losses(out)
 
 
@@ -62,7 +62,7 @@ def test_a_rank_without_pictures_neither_hangs_nor_changes_the_loss(
     world: World, flags: dict[str, Any], expected: list[float], tmp_path: Path, launcher: str, config: str
 ) -> None:
     extra = {"output_dir": tmp_path, "deepspeed": f"scripts/{config}.json"}
-    run(command_line(world.model_flags, RUN_FLAGS, flags, extra), 2, 29752 + (config == "zero3"), launcher)
+    run(command_line(world.model_flags, RUN_FLAGS, flags, extra), 2, launcher)
     assert losses(tmp_path) == pytest.approx(expected, rel=1e-4)
     state = read_state_dict(tmp_path)
     assert all(tensor.numel() and torch.isfinite(tensor).all() for tensor in state.values())
