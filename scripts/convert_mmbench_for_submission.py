@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from llava.eval.submissions import mmbench_sheet, read_answers
+from llava.eval.scores import read_answers
+from llava.eval.submissions import mmbench_sheet
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -2,7 +2,8 @@
 
 import argparse
 
-from llava.eval.submissions import mmvet, read_answers, write_json
+from llava.eval.scores import read_answers, write_json
+from llava.eval.submissions import mmvet
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,9 +1,10 @@
-"""VizWiz answers to an upload file: --annotation-file llava_test.jsonl --result-file answers.jsonl --result-upload-file upload.json"""
+"""VizWiz answers for upload: --annotation-file llava_test.jsonl --result-file A.jsonl --result-upload-file U.json"""
 
 import argparse
 
-from llava.eval.answering import read_jsonl
-from llava.eval.submissions import read_answers, vizwiz, write_json
+from llava.eval.questions import read_jsonl
+from llava.eval.scores import read_answers, write_json
+from llava.eval.submissions import vizwiz
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

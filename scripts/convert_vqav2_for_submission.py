@@ -1,10 +1,11 @@
-"""VQAv2 answers to an upload file: --split llava_vqav2_mscoco_test-dev2015 --ckpt NAME [--dir ./playground/data/eval/vqav2]"""
+"""VQAv2 answers to an upload file: --split llava_vqav2_mscoco_test-dev2015 --ckpt NAME [--dir DIR]"""
 
 import argparse
 from pathlib import Path
 
-from llava.eval.answering import read_jsonl
-from llava.eval.submissions import read_answers, vqav2, write_json
+from llava.eval.questions import read_jsonl
+from llava.eval.scores import read_answers, write_json
+from llava.eval.submissions import vqav2
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

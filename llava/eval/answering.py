@@ -5,56 +5,41 @@ killed run loses at most the batch it was working on (one answer at the default 
 """
 
 import argparse
-import json
 import math
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from llava.inference import Chat, Decoding, image_prefix, stop_string
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates
+from llava.eval.answer_log import VQA, AnswerFormat, AnswerLog
+from llava.eval.questions import Question, QuestionImages
+from llava.inference import Chat, Decoding, image_prefix, place, stop_string
+from llava.mm_utils import get_model_name_from_path
 
-
-@dataclass(frozen=True)
-class Question:
-    """text: what the answer file records as prompt. message: what the model reads, without the image token.
-    open_images: called in a data worker, gives RGB pictures in order. extra: more keys of the answer line."""
-
-    id: Any
-    text: str
-    message: str
-    open_images: Callable[[], list[Image.Image]] = list
-    image_count: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-def open_rgb(path: Path) -> Image.Image:
-    """Raises FileNotFoundError or ValueError that names the file."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path} does not exist; check --image-folder") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """One object per line. Raises ValueError that names file and line."""
-    rows = []
-    with open(Path(path).expanduser(), encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{number} is not JSON: {error}") from None
-    return rows
+# What decides an answer. Everything else is free to change between two runs of one file.
+SETTINGS = (
+    "model_path",
+    "model_base",
+    "conv_mode",
+    "num_chunks",
+    "chunk_idx",
+    "temperature",
+    "top_p",
+    "num_beams",
+    "max_new_tokens",
+    "seed",
+    "dtype",
+    "single_pred_prompt",
+    "answer_prompter",
+    "lang",
+)
 
 
 def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
@@ -65,109 +50,67 @@ def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
     return items[index * size : (index + 1) * size]
 
 
-Key = Callable[[dict[str, Any]], Any]
-
-
-def question_id(row: dict[str, Any]) -> Any:
-    return row["question_id"]
-
-
-class AnswerLog:
-    """An answer file that grows line by line and can be continued.
-
-    A torn last line, left by a killed run, is cut off. `key` reads an answer line's identity.
-    """
-
-    def __init__(self, path: str | Path, key: Key = question_id) -> None:
-        self.path = Path(path).expanduser()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.done: set[str] = set()
-        kept = 0
-        if self.path.exists():
-            for line in self.path.read_bytes().splitlines(keepends=True):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                self.done.add(json.dumps(key(row)))
-                kept += len(line)
-        self.file = open(self.path, "ab")
-        self.file.truncate(kept)
-
-    def has(self, identity: Any) -> bool:
-        return json.dumps(identity) in self.done
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-class QuestionImages(Dataset[tuple[Question, list[Image.Image]]]):
-    """Opens a question's pictures in the data workers."""
-
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self.questions = questions
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> tuple[Question, list[Image.Image]]:
-        question = self.questions[index]
-        return question, question.open_images()
-
-
 def prompt_of(chat: Chat, message: str, image_count: int) -> str:
+    """The whole prompt; pictures go where `<image>` stands in the message, or before it."""
+    if DEFAULT_IMAGE_TOKEN in message:
+        message = message.replace(DEFAULT_IMAGE_TOKEN, image_prefix(chat, 1).rstrip("\n"))
+    else:
+        message = image_prefix(chat, image_count) + message
     conversation = chat.conversation()
-    conversation.append_message(conversation.roles[0], image_prefix(chat, image_count) + message)
+    conversation.append_message(conversation.roles[0], message)
     conversation.append_message(conversation.roles[1], None)
     return conversation.get_prompt()
 
 
 def answer_questions(
-    chat: Chat, questions: Sequence[Question], log: AnswerLog, decoding: Decoding, batch_size: int = 1, workers: int = 4
-) -> None:
-    """Answers what `log` lacks, in order, and writes one line per question."""
-    open_questions = [question for question in questions if not log.has(question.id)]
+    chat: Chat,
+    questions: Sequence[Question],
+    log: AnswerLog,
+    decoding: Decoding,
+    batch_size: int = 1,
+    workers: int = 4,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Answers `questions` in order, writes one line for each, and yields how many after every batch.
+
+    Raises ValueError that names a question.
+
+    Sampling is seeded by the question, so that a resumed or sharded run gives the answers of an uninterrupted one
+    (at batch size 1).
+    """
     loader = DataLoader(
-        QuestionImages(open_questions),
-        batch_size=batch_size,
-        num_workers=workers if open_questions else 0,
-        collate_fn=list,
+        QuestionImages(questions), batch_size=batch_size, num_workers=workers if questions else 0, collate_fn=list
     )
     stop = stop_string(chat.conversation())
-    progress = tqdm(total=len(questions), initial=len(questions) - len(open_questions), desc="answers")
     for batch in loader:
-        prompts = [prompt_of(chat, question.message, len(images)) for question, images in batch]
-        texts = chat.answer_all(prompts, [images for _, images in batch], decoding, stop)
+        torch.manual_seed(zlib.crc32(log.format.asks(batch[0][0]).encode(), seed))
+        for question, images in batch:
+            if isinstance(images, Exception):
+                raise ValueError(f"question {question.id!r}: {images}") from images
+        try:
+            prompts = [prompt_of(chat, question.message, len(images)) for question, images in batch]
+            texts = chat.answer_all(prompts, [images for _, images in batch], decoding, stop)
+        except ValueError as error:
+            asked = ", ".join(repr(question.id) for question, _ in batch)
+            raise ValueError(f"question {asked}: {error}") from error
         for (question, _), text in zip(batch, texts, strict=True):
-            log.write(answer_line(question, text, chat.name))
-        progress.update(len(batch))
-    progress.close()
+            log.write(question, text, chat.name)
+        yield len(batch)
 
 
-def answer_line(question: Question, text: str, model_id: str) -> dict[str, Any]:
-    return {
-        "question_id": question.id,
-        "prompt": question.text,
-        "text": text,
-        "answer_id": uuid.uuid4().hex[:22],
-        "model_id": model_id,
-        "metadata": {},
-        **question.extra,
-    }
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, conv_mode: str = "llava_v1") -> None:
-    parser.add_argument("--model-path", default="facebook/opt-350m")
-    parser.add_argument("--model-base", default=None)
+def add_common_arguments(
+    parser: argparse.ArgumentParser,
+    max_new_tokens: int,
+    conv_mode: str = "llava_v1",
+    model_flags: Sequence[str] = ("--model-path",),
+) -> None:
+    parser.add_argument(
+        *model_flags, dest="model_path", required=True, help="a checkpoint folder, or a model's name on the hub"
+    )
+    parser.add_argument("--model-base", default=None, help="what an adapter or a projector alone is loaded onto")
     parser.add_argument("--image-folder", default="")
     parser.add_argument("--question-file", default="tables/question.jsonl")
-    parser.add_argument("--answers-file", default="answer.jsonl")
+    parser.add_argument("--answers-file", default="answer.jsonl", help="is continued if it exists")
     parser.add_argument("--conv-mode", default=conv_mode)
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
@@ -175,59 +118,74 @@ def add_common_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, c
     parser.add_argument("--top_p", "--top-p", type=float, default=None)
     parser.add_argument("--num_beams", "--num-beams", type=int, default=1)
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, when the temperature is above 0")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=4, help="processes that open pictures")
     parser.add_argument("--device", default="auto", help="auto takes a GPU when there is one")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float16", "bfloat16", "float32"),
+        default="auto",
+        help="auto: float16 on a GPU, float32 on a CPU",
+    )
 
 
-def decoding_of(args: argparse.Namespace) -> Decoding:
-    return Decoding(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+def checkpoint_fingerprint(model_path: str) -> str | None:
+    """Changes when a file of a checkpoint folder is written; None for a name on the hub."""
+    folder = Path(model_path).expanduser()
+    if not folder.is_dir():
+        return None
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+    return f"{zlib.crc32(repr(files).encode()):08x}"
 
 
-def load_chat(args: argparse.Namespace) -> Chat:
-    import torch
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    dtype = "float32" if device == "cpu" else "float16"
-    return Chat.load(args.model_path, args.model_base, args.conv_mode, device=device, torch_dtype=dtype)
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    values = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    return {**values, "checkpoint": checkpoint_fingerprint(args.model_path)}
 
 
-def run_generator(args: argparse.Namespace, questions: Sequence[Question], key: Key = question_id) -> None:
-    """The body of every generator: this chunk's questions, answered into `--answers-file`."""
-    log = AnswerLog(args.answers_file, key)
+def surroundings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is worth knowing beside a score, though answers may be continued under another."""
+    values = {name: str(value) for name, value in vars(args).items() if name not in SETTINGS}
+    return {**values, "versions": {name: version(name) for name in ("torch", "transformers", "pillow")}}
+
+
+def mmtag_template(conv_mode: str, model_name: str) -> str:
+    """Projector-only checkpoints, named `plain`, are asked in the variant of a template that announces pictures."""
+    is_plain = "plain" in model_name and "finetune" not in model_name.lower() and "mmtag" not in conv_mode
+    if is_plain and conv_mode + "_mmtag" in conv_templates:
+        print(f"{model_name} is a plain checkpoint: using the template {conv_mode}_mmtag")
+        return conv_mode + "_mmtag"
+    return conv_mode
+
+
+def load_chat(args: argparse.Namespace, chat_class: type[Chat] = Chat) -> Chat:
+    options = place(args.device)
+    if args.dtype != "auto":
+        options["torch_dtype"] = args.dtype
+    template = mmtag_template(args.conv_mode, get_model_name_from_path(args.model_path))
+    return chat_class.load(args.model_path, args.model_base, template, **options)
+
+
+def run_generator(
+    args: argparse.Namespace,
+    questions: Sequence[Question],
+    answer_format: AnswerFormat = VQA,
+    chat_class: type[Chat] = Chat,
+) -> None:
+    """The body of every generator: this chunk's questions, answered into `--answers-file`.
+
+    The model is loaded only if something is left to answer.
+    """
+    part = chunk(questions, args.num_chunks, args.chunk_idx)
+    log = AnswerLog(args.answers_file, answer_format, settings_of(args), surroundings_of(args))
     try:
-        part = chunk(questions, args.num_chunks, args.chunk_idx)
-        if any(not log.has(question.id) for question in part):
-            answer_questions(load_chat(args), part, log, decoding_of(args), args.batch_size, args.workers)
+        left = [question for question in part if not log.take(question)]
+        if left:
+            decoding = Decoding(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+            chat = load_chat(args, chat_class)
+            with tqdm(total=len(part), initial=len(part) - len(left), desc=f"chunk {args.chunk_idx}") as progress:
+                for count in answer_questions(chat, left, log, decoding, args.batch_size, args.workers, args.seed):
+                    progress.update(count)
     finally:
         log.close()
-
-
-def images_in(folder: str, names: str | Sequence[str] | None) -> tuple[Callable[[], list[Image.Image]], int]:
-    """An opener for the named files below `folder`, and how many there are."""
-    listed = [names] if isinstance(names, str) else list(names or [])
-    paths = [Path(folder).expanduser() / name for name in listed]
-    return _Opener(paths), len(paths)
-
-
-@dataclass(frozen=True)
-class _Opener:
-    """Picklable, so that data workers may be spawned."""
-
-    paths: list[Path]
-
-    def __call__(self) -> list[Image.Image]:
-        return [open_rgb(path) for path in self.paths]
-
-
-def questions_by_id(rows: Sequence[dict[str, Any]], path: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Rows with their `question_id`; a row without one, or with one seen before, is refused."""
-    seen = set()
-    for number, row in enumerate(rows, 1):
-        if "question_id" not in row:
-            raise ValueError(f"{path}: question {number} has no question_id; it has {sorted(row)}")
-        identity = json.dumps(row["question_id"])
-        if identity in seen:
-            raise ValueError(f"{path}: question_id {identity} occurs twice")
-        seen.add(identity)
-        yield row["question_id"], row

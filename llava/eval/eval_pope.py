@@ -1,13 +1,19 @@
 """POPE scores by category: accuracy, precision, recall, F1 and the share of yes.
 
-    python -m llava.eval.eval_pope --annotation-dir coco --question-file llava_pope_test.jsonl --result-file answers.jsonl
+python -m llava.eval.eval_pope --annotation-dir coco --question-file llava_pope_test.jsonl --result-file A.jsonl
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llava.eval.answering import read_jsonl
+from llava.eval.questions import read_jsonl
+from llava.eval.scores import Score, add_scores_argument, read_answers, require_all, texts_by_id, write_scores
+
+Row = dict[str, Any]
+PREFIX = "coco_pope_"
 
 
 def says_yes(text: str) -> bool:
@@ -24,9 +30,10 @@ class Counts:
     false_negative: int
 
     @classmethod
-    def of(cls, predictions: list[bool], labels: list[bool]) -> "Counts":
+    def of(cls, predictions: Sequence[bool], labels: Sequence[bool]) -> "Counts":
         pairs = list(zip(predictions, labels, strict=True))
-        return cls(pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, False)), pairs.count((False, True)))
+        yes, no = (True, False)
+        return cls(pairs.count((yes, yes)), pairs.count((yes, no)), pairs.count((no, no)), pairs.count((no, yes)))
 
     @property
     def total(self) -> int:
@@ -66,26 +73,46 @@ def report(counts: Counts) -> str:
     )
 
 
+def score_category(
+    name: str, questions: Sequence[Row], labels: Sequence[Row], texts: dict[str, str]
+) -> tuple[Counts, list[Score]]:
+    """Labels belong to the category's questions in their order. Raises ValueError where the two do not fit."""
+    if len(questions) != len(labels):
+        raise ValueError(f"{name}: the question file has {len(questions)} questions, the labels are {len(labels)}")
+    require_all([str(question["question_id"]) for question in questions], texts, name)
+    predictions, truths, scores = [], [], []
+    for question, label in zip(questions, labels, strict=True):
+        identity = str(question["question_id"])
+        if label.get("image", question.get("image")) != question.get("image"):
+            raise ValueError(f"{name}: question {identity} is about {question['image']}, its label {label['image']}")
+        predictions.append(says_yes(texts[identity]))
+        truths.append(label["label"] != "no")
+        scores.append(Score(identity, float(predictions[-1] == truths[-1]), question.get("image")))
+    return Counts.of(predictions, truths), scores
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotation-dir", required=True, help="holds coco_pope_{adversarial,popular,random}.json")
     parser.add_argument("--question-file", required=True)
     parser.add_argument("--result-file", required=True)
+    add_scores_argument(parser)
     args = parser.parse_args(argv)
-    category = {row["question_id"]: row["category"] for row in read_jsonl(args.question_file)}
-    answers = read_jsonl(args.result_file)
-    scores = []
-    for file in sorted(Path(args.annotation_dir).glob("coco_pope_*.json")):
-        name = file.stem.removeprefix("coco_pope_")
-        predictions = [says_yes(row["text"]) for row in answers if category[row["question_id"]] == name]
-        labels = [row["label"] != "no" for row in read_jsonl(file)]
-        if len(predictions) != len(labels):
-            raise SystemExit(f"{name}: {len(predictions)} answers for {len(labels)} questions; the result file is not complete")
-        counts = Counts.of(predictions, labels)
-        scores.append(counts.f1)
-        print(f"Category: {name}, # samples: {len(predictions)}\n{report(counts)}\n" + "=" * 36)
-    if scores:
-        print(f"Mean F1 score: {sum(scores) / len(scores)}")
+    questions = read_jsonl(args.question_file)
+    texts = texts_by_id(read_answers(args.result_file))
+    files = sorted(Path(args.annotation_dir).glob(f"{PREFIX}*.json"))
+    if not files:
+        raise ValueError(f"{args.annotation_dir} holds no {PREFIX}*.json")
+    f1_scores, all_scores = [], []
+    for file in files:
+        name = file.stem.removeprefix(PREFIX)
+        asked = [question for question in questions if question["category"] == name]
+        counts, scores = score_category(name, asked, read_jsonl(file), texts)
+        f1_scores.append(counts.f1)
+        all_scores += scores
+        print(f"Category: {name}, # samples: {counts.total}\n{report(counts)}\n" + "=" * 36)
+    print(f"Mean F1 score: {sum(f1_scores) / len(f1_scores)}")
+    write_scores(all_scores, args.scores_file)
 
 
 if __name__ == "__main__":

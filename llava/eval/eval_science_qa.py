@@ -1,18 +1,21 @@
 """ScienceQA accuracy, over all questions and over those with a picture.
 
     python -m llava.eval.eval_science_qa --base-dir scienceqa --result-file answers.jsonl \\
-        --output-file output.jsonl --output-result result.json
+        --output-file output.json --output-result result.json
 """
 
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answering import read_jsonl
+from llava.eval.scores import Score, add_scores_argument, read_answers, texts_by_id, write_json, write_scores
 
 LETTERS = ("A", "B", "C", "D", "E")
+# The last period of the pattern stands for any character, as in the published scorer.
+STATED = re.compile(r"The answer is ([A-Z]).")
 
 
 def chosen_letter(text: str) -> str | None:
@@ -21,55 +24,69 @@ def chosen_letter(text: str) -> str | None:
         return text
     if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
         return text[0]
-    stated = re.findall(r"The answer is ([A-Z])\.", text)
+    stated = STATED.findall(text)
     return stated[0] if len(stated) == 1 else None
 
 
-def grade(problem: dict[str, Any], text: str) -> dict[str, Any]:
-    letter = chosen_letter(text)
+def grade(identity: str, problem: dict[str, Any], text: str | None, prompt: str) -> dict[str, Any]:
+    """text: None for a question without an answer, which counts as wrong."""
+    letter = chosen_letter(text or "")
     chosen = LETTERS.index(letter) if letter in LETTERS[: len(problem["choices"])] else -1
     return {
+        "question_id": identity,
         "parsed_ans": letter or "FAILED",
         "ground_truth": LETTERS[problem["answer"]],
-        "correct": chosen == problem["answer"],
-        "is_multimodal": problem.get("image") is not None,
+        "question": prompt,
+        "pred": "FAILED" if text is None else text,
+        "is_multimodal": problem["image"] is not None,
+        "chosen": chosen,
+        "is_correct": chosen == problem["answer"],
     }
 
 
-def evaluate(problems: dict[str, Any], split: list[str], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracies in percent over the whole split; a question without an answer counts as wrong."""
-    texts = {str(row["question_id"]): row["text"].strip() for row in answers}
-    graded = {pid: {**grade(problems[pid], texts.get(pid, "")), "answered": pid in texts} for pid in split}
-    with_image = [row for row in graded.values() if row["is_multimodal"]]
-    return {
-        "acc": 100 * sum(row["correct"] for row in graded.values()) / max(1, len(graded)),
-        "img_acc": 100 * sum(row["correct"] for row in with_image) / max(1, len(with_image)),
-        "count": len(graded),
-        "img_count": len(with_image),
-        "unanswered": sum(not row["answered"] for row in graded.values()),
-        "results": {pid: row["parsed_ans"] for pid, row in graded.items()},
-        "graded": graded,
-    }
+def percent(graded: Sequence[dict[str, Any]]) -> float:
+    return 100 * sum(row["is_correct"] for row in graded) / len(graded) if graded else 0.0
+
+
+def evaluate(problems: dict[str, Any], split: Sequence[str], answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One graded row for each question of the split, in its order."""
+    texts = texts_by_id(answers)
+    prompts = {str(row["question_id"]): row["prompt"] for row in answers}
+    return [grade(pid, problems[pid], texts.get(pid), prompts.get(pid, "Unknown")) for pid in split]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-dir", required=True, help="holds problems.json and pid_splits.json")
     parser.add_argument("--result-file", required=True)
-    parser.add_argument("--output-file", required=True)
-    parser.add_argument("--output-result", required=True)
+    parser.add_argument("--output-file", required=True, help="JSON of the questions answered right and wrong")
+    parser.add_argument("--output-result", required=True, help="JSON of the accuracy and every choice")
     parser.add_argument("--split", default="test")
+    add_scores_argument(parser)
     args = parser.parse_args(argv)
     base = Path(args.base_dir)
-    problems = json.loads((base / "problems.json").read_text())
-    split = json.loads((base / "pid_splits.json").read_text())[args.split]
-    result = evaluate(problems, split, read_jsonl(args.result_file))
-    graded = result.pop("graded")
-    with open(args.output_file, "w", encoding="utf-8") as file:
-        for pid, row in graded.items():
-            file.write(json.dumps({"question_id": pid, **row}) + "\n")
-    Path(args.output_result).write_text(json.dumps(result, indent=2))
-    print(f"Total: {result['count']}, unanswered: {result['unanswered']}, Accuracy: {result['acc']:.2f}%, IMG-Accuracy: {result['img_acc']:.2f}%")
+    problems = json.loads((base / "problems.json").read_text(encoding="utf-8"))
+    split = json.loads((base / "pid_splits.json").read_text(encoding="utf-8"))[args.split]
+    graded = evaluate(problems, split, read_answers(args.result_file))
+    right = [row for row in graded if row["is_correct"]]
+    write_json({"correct": right, "incorrect": [row for row in graded if not row["is_correct"]]}, args.output_file)
+    result = {
+        "acc": percent(graded),
+        "correct": len(right),
+        "count": len(graded),
+        "results": {row["question_id"]: row["chosen"] for row in graded},
+        "outputs": {row["question_id"]: row["pred"] for row in graded},
+    }
+    write_json(result, args.output_result)
+    image_accuracy = percent([row for row in graded if row["is_multimodal"]])
+    print(
+        f"Total: {len(graded)}, Correct: {len(right)}, Accuracy: {percent(graded):.2f}%, "
+        f"IMG-Accuracy: {image_accuracy:.2f}%"
+    )
+    unanswered = sum(row["question"] == "Unknown" for row in graded)
+    if unanswered:
+        print(f"{unanswered} questions have no answer and count as wrong")
+    write_scores([Score(row["question_id"], float(row["is_correct"])) for row in graded], args.scores_file)
 
 
 if __name__ == "__main__":

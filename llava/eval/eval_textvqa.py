@@ -1,16 +1,17 @@
 """TextVQA accuracy of an answer file, or of every answer file in a folder.
 
-    python -m llava.eval.eval_textvqa --annotation-file TextVQA_0.5.1_val.json --result-file answers.jsonl
+python -m llava.eval.eval_textvqa --annotation-file TextVQA_0.5.1_val.json --result-file answers.jsonl
 """
 
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answering import read_jsonl
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
+from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
 
 
 def question_of(prompt: str) -> str:
@@ -28,16 +29,21 @@ def question_of(prompt: str) -> str:
     raise ValueError(f"no question found in {prompt!r}")
 
 
-def score(annotations: list[dict[str, Any]], answers: list[dict[str, Any]]) -> float:
-    """Percent. Raises ValueError for an answer that belongs to no annotated question."""
-    truths = {(row["image_id"], row["question"].lower()): row["answers"] for row in annotations}
-    pairs = []
+def score(annotations: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> list[Score]:
+    """Soft accuracy of each answer; ids are pictures, so a question is named by both.
+
+    Raises ValueError for an answer that belongs to no annotated question.
+    """
+    evaluator = TextVQAAccuracyEvaluator()
+    truths = {(str(row["image_id"]), row["question"].lower()): row["answers"] for row in annotations}
+    scores = []
     for answer in answers:
-        key = (answer["question_id"], question_of(answer["prompt"]))
+        image, question = key = (str(answer["question_id"]), question_of(answer["prompt"]))
         if key not in truths:
-            raise ValueError(f"no annotation for question {key}")
-        pairs.append({"pred_answer": answer["text"], "gt_answers": truths[key]})
-    return 100.0 * TextVQAAccuracyEvaluator().eval_pred_list(pairs)
+            raise ValueError(f"no annotation for question {question!r} about picture {image}")
+        entry = {"pred_answer": answer["text"], "gt_answers": truths[key]}
+        scores.append(Score(f"{image}: {question}", evaluator.eval_pred_list([entry]), image))
+    return scores
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,13 +52,19 @@ def main(argv: list[str] | None = None) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--result-file")
     group.add_argument("--result-dir")
+    add_scores_argument(parser)
     args = parser.parse_args(argv)
+    if args.result_dir and args.scores_file:
+        parser.error("--scores-file belongs to one --result-file")
     annotations = json.loads(Path(args.annotation_file).read_text(encoding="utf-8"))["data"]
     files = [Path(args.result_file)] if args.result_file else sorted(Path(args.result_dir).glob("*.jsonl"))
     for file in files:
-        answers = read_jsonl(file)
-        print(file.stem)
-        print(f"Samples: {len(answers)}\nAccuracy: {score(annotations, answers):.2f}%\n")
+        scores = score(annotations, read_answers(file))
+        accuracy = 100 * sum(row.value for row in scores) / len(scores)
+        print(f"{file.stem}\nSamples: {len(scores)}\nAccuracy: {accuracy:.2f}%\n")
+        if len(scores) != len(annotations):
+            print(f"{len(annotations)} questions are annotated: this is not the whole split\n")
+        write_scores(scores, args.scores_file)
 
 
 if __name__ == "__main__":

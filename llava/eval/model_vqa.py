@@ -1,6 +1,6 @@
 """Answers a JSONL of {question_id, image, text}, or LLaVA-NeXT's interleaved JSON array; the file's content decides.
 
-    python -m llava.eval.model_vqa --model-path DIR --image-folder DIR --question-file Q.jsonl --answers-file A.jsonl
+python -m llava.eval.model_vqa --model-path DIR --image-folder DIR --question-file Q.jsonl --answers-file A.jsonl
 """
 
 import argparse
@@ -8,43 +8,63 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answering import Question, add_common_arguments, images_in, questions_by_id, read_jsonl, run_generator
+from llava.eval.answer_log import VQA, AnswerFormat, short_uuid
+from llava.eval.answering import add_common_arguments, run_generator
+from llava.eval.questions import ImageFiles, Question, read_jsonl, require_keys
+
+
+def interleaved_line(question: Question, text: str, model_id: str) -> dict[str, Any]:
+    return {
+        "dataset": question.extra["dataset"],
+        "sample_id": question.id,
+        "prompt": question.text,
+        "pred_response": text,
+        "gt_response": question.extra["gt_response"],
+        "shortuuid": short_uuid(),
+        "model_id": model_id,
+        "question_type": question.extra["question_type"],
+    }
+
+
+INTERLEAVED = AnswerFormat(interleaved_line, ("dataset", "sample_id", "prompt"))
 
 
 def plain_questions(rows: list[dict[str, Any]], path: str, folder: str) -> list[Question]:
     questions = []
-    for identity, row in questions_by_id(rows, path):
-        opener, count = images_in(folder, row.get("image"))
-        questions.append(Question(identity, row["text"], row["text"], opener, count))
+    for number, row in enumerate(rows, 1):
+        require_keys(row, ("question_id", "text"), f"{path}: question {number}")
+        images = ImageFiles.below(folder, row.get("image"))
+        questions.append(Question(row["question_id"], row["text"], row["text"], images))
     return questions
 
 
-def interleaved_questions(rows: list[dict[str, Any]], folder: str, extra_prompt: str) -> list[Question]:
-    """{sample_id, image: [...], conversations, metadata: {dataset, question_type}}; the first turn is asked."""
+def interleaved_questions(rows: list[dict[str, Any]], path: str, folder: str, extra_prompt: str) -> list[Question]:
+    """{sample_id, image: [...], conversations, metadata: {dataset, question_type}}; the first turn is asked.
+
+    Pictures stay where the turn has `<image>`.
+    """
     questions = []
-    for row in rows:
-        turns = row["conversations"]
-        text = extra_prompt + turns[0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
-        opener, count = images_in(folder, row.get("image"))
-        extra = {
-            "sample_id": row["sample_id"],
-            "dataset": row["metadata"]["dataset"],
-            "question_type": row["metadata"]["question_type"],
-            "gt_response": turns[1]["value"],
-        }
-        questions.append(Question(row["sample_id"], text, text, opener, count, extra))
+    for number, row in enumerate(rows, 1):
+        require_keys(row, ("sample_id", "conversations", "metadata"), f"{path}: sample {number}")
+        require_keys(row["metadata"], ("dataset", "question_type"), f"{path}: metadata of sample {number}")
+        asked, answered = row["conversations"][:2]
+        text = extra_prompt + asked["value"]
+        extra = {**row["metadata"], "gt_response": answered["value"]}
+        images = ImageFiles.below(folder, row.get("image"))
+        questions.append(Question(row["sample_id"], text, text, images, extra))
     return questions
 
 
-def read_questions(args: argparse.Namespace) -> list[Question]:
+def read_questions(args: argparse.Namespace) -> tuple[list[Question], AnswerFormat]:
     path = Path(args.question_file).expanduser()
     with open(path, encoding="utf-8") as file:
         is_array = file.read(64).lstrip().startswith("[")
     if is_array:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return interleaved_questions(rows[: args.test_size], args.image_folder, args.extra_prompt)
-    return plain_questions(read_jsonl(path), str(path), args.image_folder)[: args.test_size]
+        rows = json.loads(path.read_text(encoding="utf-8"))[: args.test_size]
+        return interleaved_questions(rows, str(path), args.image_folder, args.extra_prompt), INTERLEAVED
+    if args.extra_prompt:
+        raise ValueError(f"--extra-prompt belongs to interleaved files, a JSON array; {path} is a JSONL of questions")
+    return plain_questions(read_jsonl(path)[: args.test_size], str(path), args.image_folder), VQA
 
 
 def main(argv: list[str] | None = None, max_new_tokens: int = 1024) -> None:
@@ -53,7 +73,7 @@ def main(argv: list[str] | None = None, max_new_tokens: int = 1024) -> None:
     parser.add_argument("--extra-prompt", default="", help="put before every question of an interleaved file")
     parser.add_argument("--test_size", type=int, default=None, help="only the first so many questions")
     args = parser.parse_args(argv)
-    run_generator(args, read_questions(args))
+    run_generator(args, *read_questions(args))
 
 
 if __name__ == "__main__":

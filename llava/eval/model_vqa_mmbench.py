@@ -8,11 +8,14 @@ import argparse
 import csv
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from llava.eval.answering import Question, add_common_arguments, run_generator
+from llava.eval.answer_log import AnswerFormat, vqa_line
+from llava.eval.answering import add_common_arguments, run_generator
+from llava.eval.questions import Question, require_keys
 from llava.mm_utils import load_image_from_base64
 
 LETTERS = ("A", "B", "C", "D")
@@ -21,6 +24,7 @@ SUFFIX = {
     "cn": "\n请直接回答选项字母。",
 }
 EMPTY = {"", "nan", "none"}
+ROUNDS = AnswerFormat(vqa_line, ("question_id", "round_id"))
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,24 @@ class Base64Image:
     encoded: str
 
     def __call__(self) -> list[Image.Image]:
-        return [load_image_from_base64(self.encoded).convert("RGB")]
+        try:
+            return [load_image_from_base64(self.encoded).convert("RGB")]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the picture in its row cannot be read: {error}") from error
 
 
 def present(value: Any) -> bool:
     return value is not None and str(value).strip().lower() not in EMPTY
 
 
-def read_rows(path: str) -> list[dict[str, str]]:
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Rows of an MMBench table. Raises ValueError that names a row without index, question, image or first option."""
     csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+    with open(Path(path).expanduser(), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for number, row in enumerate(rows, 1):
+        require_keys(row, ("index", "question", "image", "A"), f"{path}: row {number}")
+    return rows
 
 
 def rounds_of(row: dict[str, str], all_rounds: bool) -> list[list[tuple[str, str]]]:
@@ -64,10 +75,8 @@ def read_questions(args: argparse.Namespace) -> list[Question]:
                 "round_id": round_id,
                 "options": [text for _, text in options],
                 "option_char": [letter for letter, _ in options],
-                "question_id": int(row["index"]),
             }
-            identity = (int(row["index"]), round_id)
-            questions.append(Question(identity, text, message, Base64Image(row["image"]), 1, extra))
+            questions.append(Question(int(row["index"]), text, message, Base64Image(row["image"]), extra))
     return questions
 
 
@@ -78,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--single-pred-prompt", action="store_true")
     parser.add_argument("--lang", choices=sorted(SUFFIX), default="en")
     args = parser.parse_args(argv)
-    run_generator(args, read_questions(args), key=lambda row: (row["question_id"], row["round_id"]))
+    run_generator(args, read_questions(args), ROUNDS)
 
 
 if __name__ == "__main__":
