@@ -91,7 +91,8 @@ class DistillRun:
 class Run:
     """init_from: stage-1 directories and files, loaded in this order. learning_rates: one per part.
     needs_experts: the flags train experts, so a student without any is a mistake.
-    hf: transformers' settings, read by the Trainer alone. warnings: said once the log is open."""
+    report: write a page about the run when
+    it ends. hf: transformers' settings, read by the Trainer alone. warnings: said once the log is open."""
 
     model: ModelConfig
     data: DataConfig
@@ -104,5 +105,6 @@ class Run:
     sampling: Mode | Literal["shuffle"]
     resume_from: str | None
     start_over: bool
+    report: bool
     hf: TrainingArguments
     warnings: tuple[str, ...]

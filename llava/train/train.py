@@ -39,6 +39,10 @@ def train(attn_implementation: str | None = None) -> None:
         trainer.train()
     trainer.save_state()
     trainer.save_model()
+    if run.report:
+        from llava.train.report import report_run
+
+        report_run(trainer)
 
 
 def announce(run: Run, trainer: LLaVATrainer) -> None:

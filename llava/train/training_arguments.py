@@ -65,6 +65,7 @@ class TrainingArguments(transformers.TrainingArguments):
     group_by_varlen: bool = option(False, "batches of similar length, shuffled in windows")
     group_by_length: bool = option(False, "batches of similar length")
 
+    report: bool | None = option(None, "curves and pictures in output_dir/report at the end; default: with teachers")
     trainer_mode: str = option("regular", "regular; zeroth-order training is not supported")
     overwrite_output_dir: bool = option(False, "start over: remove the checkpoints in output_dir first")
     warmup_ratio: float = option(0.0, "share of the steps for warm-up; --warmup_steps wins")

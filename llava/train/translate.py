@@ -68,6 +68,7 @@ def build_run(
         sampling=_sampling(training),
         resume_from=training.resume_from_checkpoint,
         start_over=training.overwrite_output_dir,
+        report=distill.distills if training.report is None else training.report,
         hf=training,
         warnings=tuple(training.notes),
     )

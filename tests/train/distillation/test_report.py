@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.train.arguments import parse_run
 from llava.train.report import FOLDER, load_tower, main, pick_items, read_history, write_report
 from llava.train.report_figures import Look, chosen_layers, curve, is_term, layer_table, panels_of
 from tests.train.distillation.conftest import Lab
+from tests.train.runs import command_line
 
 ALL_FIGURES = {"report.md", "curves.png", "experts.png", "encoder.png", "teachers.png"}
 
@@ -68,10 +70,20 @@ def test_a_report_that_fails_does_not_fail_the_run(lab: Lab, monkeypatch: pytest
     assert (out / "mole_encoder.bin").exists()
 
 
-def test_a_plain_run_has_no_page_unless_asked_for(lab: Lab) -> None:
-    plain = {"tune_encoder": False, "max_steps": 1}
-    assert not (lab.pretrain(plain | {"report": None}, out="silent") / FOLDER).exists()
-    out = lab.pretrain(plain | {"report": True}, out="asked")
+def test_a_page_is_written_with_teachers_or_when_asked_for(world: Any, tmp_path: Path) -> None:
+    def wants_page(**flags: Any) -> bool:
+        data = {"data_path": world.folder / "captions.json", "output_dir": tmp_path}
+        return parse_run(command_line(world.model_flags, data, flags)).report
+
+    assert not wants_page()
+    assert wants_page(report=True)
+    assert wants_page(encoder_teachers=["clip"])
+    assert not wants_page(encoder_teachers=["clip"], report=False)
+    assert not wants_page(encoder_teachers=["clip"], kd=False)
+
+
+def test_the_page_of_a_plain_run_has_neither_experts_nor_teachers(lab: Lab) -> None:
+    out = lab.pretrain({"tune_encoder": False, "max_steps": 1, "report": True})
     assert figures_in(out) == {"report.md", "curves.png", "encoder.png"}
 
 
