@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from llava.train.environment import free_port
+from llava.train.order import ShuffledSampler
 from tests.tiny import tiny_clip_folder, tiny_lm_folder
 
 ROOT = Path(__file__).parents[2]
+SEED = 42  # transformers' default
 COLORS = ("red", "green", "blue", "white")
 
 
@@ -103,6 +108,13 @@ def train_tiny(world: World, out: Path, monkeypatch: Any, *groups: dict[str, Any
     return out
 
 
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's variables without those of a launcher, and quiet, offline and single-threaded."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LLAVA_DEBUG")
+    kept = {name: value for name, value in os.environ.items() if name not in launcher}
+    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **more}
+
+
 def start(flags: list[str], processes: int = 0, launcher: str = "torchrun") -> subprocess.Popen[str]:
     """`processes` 0 starts plain Python, else a launcher ("torchrun" or "deepspeed") with so many."""
     port = str(free_port())
@@ -111,17 +123,9 @@ def start(flags: list[str], processes: int = 0, launcher: str = "torchrun") -> s
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
     else:
         launch = ["-m", "deepspeed.launcher.runner", "--num_gpus", str(processes), "--master_port", port]
-    settings = {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-        "LLAVA_DEBUG": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [sys.executable, *(launch if processes else []), *entry],
-        env={**clean, **settings},
+        env=clean_environment(LLAVA_DEBUG="1", PYTHONUNBUFFERED="1"),
         cwd=ROOT,
         text=True,
         start_new_session=True,
@@ -149,3 +153,53 @@ def losses(output_dir: Path) -> list[float]:
     """The loss of every logged step, from trainer_state.json."""
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+# Flags of a run to be killed.
+KILLED: dict[str, Any] = {"max_steps": 12, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+
+
+def run_whole_and_killed(world: World, folder: Path, flags: list[str], processes: int) -> None:
+    """Two runs of the same flags, one of them killed at a random step and started again: they must be equal."""
+    whole, broken = folder / "whole", folder / "broken"
+    run([*flags, "--output_dir", str(whole)], processes)
+    process = start([*flags, "--output_dir", str(broken)], processes)
+    step = random.randint(3, 11)
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        seen += "'loss'" in line
+        if seen == step:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    assert not (broken / "trainer_state.json").exists(), f"killed too late, at step {step}"
+    output = run([*flags, "--output_dir", str(broken)], processes)
+    resumed = [line for line in output.splitlines() if "'loss'" in line]
+    assert len(resumed) < 12, f"killed at step {step}, and began again instead of resuming"
+    assert losses(broken) == losses(whole), f"killed at step {step}"
+    assert_equal_weights(whole, broken)
+
+
+def assert_equal_weights(first: Path, second: Path) -> None:
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        if (first / name).exists():
+            expected, found = load_file(first / name), load_file(second / name)
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(expected[key], found[key]) for key in expected)
+    for file in first.glob("*.bin"):
+        expected, found = (torch.load(folder / file.name, weights_only=True) for folder in (first, second))
+        assert all(torch.equal(expected[key], found[key]) for key in expected), file.name
+
+
+def one_rank_without_pictures(world: World, folder: Path) -> Path:
+    """Records whose order, in batches of one for two processes, gives the second process text alone."""
+    pictures = json.loads((world.folder / "captions.json").read_text())
+    texts = json.loads((world.folder / "texts.json").read_text())
+    count = 2 * min(len(pictures), len(texts))
+    records: list[Any] = [None] * count
+    for position, index in enumerate(ShuffledSampler(count, SEED)):
+        records[index] = (texts if position % 2 else pictures)[position // 2]
+    path = folder / "mixed.json"
+    path.write_text(json.dumps(records))
+    return path

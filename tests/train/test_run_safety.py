@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,17 @@ from llava.model.checkpoint import read_state_dict
 from llava.train.errors import readable_errors, resumable
 from llava.train.meter import NonFiniteLoss
 from llava.train.resume import checkpoints
-from tests.train.runs import STAGE_ONE, STAGE_TWO, World, losses, train_tiny
+from tests.train.runs import (
+    ROOT,
+    RUN_FLAGS,
+    STAGE_ONE,
+    STAGE_TWO,
+    World,
+    clean_environment,
+    command_line,
+    losses,
+    train_tiny,
+)
 
 PROJECTOR = "model.mm_projector.0.weight"
 
@@ -94,3 +106,30 @@ def test_an_interrupted_run_says_where_it_would_go_on(
             raise KeyboardInterrupt
         assert stopped.value.code == 130
         assert text in capsys.readouterr().err
+
+
+WITHOUT_DEEPSPEED = """
+import importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "deepspeed" else found(name, *rest)
+sys.modules["deepspeed"] = None
+from llava.train.train import main
+main()
+"""
+
+
+def _without_deepspeed(world: World, out: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    data = {"data_path": world.folder / "captions.json", "output_dir": out}
+    flags = command_line(world.model_flags, RUN_FLAGS, STAGE_ONE, data, more)
+    code = [sys.executable, "-c", WITHOUT_DEEPSPEED, *flags]
+    return subprocess.run(code, cwd=ROOT, capture_output=True, text=True, env=clean_environment(), check=False)
+
+
+@pytest.mark.slow
+def test_one_process_trains_without_deepspeed_installed(world: World, tmp_path: Path) -> None:
+    done = _without_deepspeed(world, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(losses(tmp_path)) == 4
+    refused = _without_deepspeed(world, tmp_path, deepspeed="scripts/zero2.json")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: --deepspeed: DeepSpeed is not installed")
