@@ -1,14 +1,9 @@
 """A run that dies at any moment goes on as if nothing had happened."""
 
-import os
-import random
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from llava.train.resume import (
     MARKER,
@@ -20,7 +15,7 @@ from llava.train.resume import (
     last_checkpoint,
     mark_complete,
 )
-from tests.train.runs import RUN_FLAGS, STAGE_ONE, STAGE_TWO, World, command_line, losses, run, start
+from tests.train.runs import KILLED, RUN_FLAGS, STAGE_ONE, STAGE_TWO, World, command_line, run_whole_and_killed
 
 ALONE = Engine("torch", 1)
 
@@ -88,47 +83,12 @@ def test_old_checkpoints_go_only_when_newer_ones_are_complete(tmp_path: Path) ->
     assert len(checkpoints(tmp_path)) == 2
 
 
-def _run_to_the_end_and_killed(world: World, folder: Path, flags: list[str], processes: int) -> None:
-    """Two runs of the same flags, one of them killed at a random step and started again: they must be equal."""
-    whole, broken = folder / "whole", folder / "broken"
-    run([*flags, "--output_dir", str(whole)], processes)
-    process = start([*flags, "--output_dir", str(broken)], processes)
-    step = random.randint(3, 11)
-    assert process.stdout is not None
-    seen = 0
-    for line in process.stdout:
-        seen += "'loss'" in line
-        if seen == step:
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-    process.wait()
-    assert not (broken / "trainer_state.json").exists(), f"killed too late, at step {step}"
-    output = run([*flags, "--output_dir", str(broken)], processes)
-    resumed = [line for line in output.splitlines() if "'loss'" in line]
-    assert len(resumed) < 12, f"killed at step {step}, and began again instead of resuming"
-    assert losses(broken) == losses(whole), f"killed at step {step}"
-    _assert_equal_weights(whole, broken)
-
-
-def _assert_equal_weights(first: Path, second: Path) -> None:
-    for name in ("model.safetensors", "adapter_model.safetensors"):
-        if (first / name).exists():
-            expected, found = load_file(first / name), load_file(second / name)
-            assert expected.keys() == found.keys()
-            assert all(torch.equal(expected[key], found[key]) for key in expected)
-    expected, found = (torch.load(folder / "mm_projector.bin", weights_only=True) for folder in (first, second))
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-
-
-KILLED: dict[str, Any] = {"max_steps": 12, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
-
-
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_losses(world: World, tmp_path: Path) -> None:
     """LoRA with dropout, so that the state of the random generators counts too."""
     lora = {"lora_enable": True, "lora_r": 4, "lora_dropout": 0.3, "data_path": world.folder / "chats.json"}
     flags = command_line(world.model_flags, RUN_FLAGS, STAGE_TWO, lora, KILLED)
-    _run_to_the_end_and_killed(world, tmp_path, flags, 0)
+    run_whole_and_killed(world, tmp_path, flags, 0)
 
 
 @pytest.mark.slow
@@ -141,4 +101,4 @@ def test_killed_sharded_processes_resume_to_the_same_losses(
 ) -> None:
     extra = {"data_path": world.folder / f"{data}.json", "deepspeed": f"scripts/{config}"}
     flags = command_line(world.model_flags, RUN_FLAGS, stage, extra, KILLED)
-    _run_to_the_end_and_killed(world, tmp_path, flags, 2)
+    run_whole_and_killed(world, tmp_path, flags, 2)

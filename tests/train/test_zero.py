@@ -1,6 +1,5 @@
 """Two processes, one of which never sees a picture, under every way to share the work."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +8,10 @@ import torch
 
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_state_dict
-from llava.train.order import ShuffledSampler
 from tests.tiny_teachers import make_eva
-from tests.train.runs import RUN_FLAGS, World, command_line, losses, run
-
-SEED = 42  # transformers' default
+from tests.train.runs import RUN_FLAGS, World, command_line, losses, one_rank_without_pictures, run
 
 pytestmark = pytest.mark.slow
-
-
-def _one_rank_without_pictures(world: World, folder: Path) -> Path:
-    """Records whose order, in batches of one for two processes, gives the second process text alone."""
-    pictures = json.loads((world.folder / "captions.json").read_text())
-    texts = json.loads((world.folder / "texts.json").read_text())
-    count = 2 * min(len(pictures), len(texts))
-    records: list[Any] = [None] * count
-    for position, index in enumerate(ShuffledSampler(count, SEED)):
-        records[index] = (texts if position % 2 else pictures)[position // 2]
-    path = folder / "mixed.json"
-    path.write_text(json.dumps(records))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +20,7 @@ def flags(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     folder = tmp_path_factory.mktemp("mixed")
     return {
         "version": "v1",
-        "data_path": _one_rank_without_pictures(world, folder),
+        "data_path": one_rank_without_pictures(world, folder),
         "encoder_teachers": ["clip", f"eva:path={make_eva(folder)},size=64,heads=2"],
         "moe_encoder_lora_rank": 4,
         "tune_all": True,

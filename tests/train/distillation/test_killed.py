@@ -1,0 +1,63 @@
+"""Distilling runs that are killed at a random step go on to the same losses and files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.distillation.conftest import FINETUNE, PRETRAIN, SETTINGS
+from tests.train.runs import (
+    KILLED,
+    RUN_FLAGS,
+    World,
+    command_line,
+    one_rank_without_pictures,
+    run_whole_and_killed,
+)
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_process_with_dropout_and_accumulation(world: World, teachers: dict[str, str], tmp_path: Path) -> None:
+    flags = {
+        "encoder_teachers": ["clip", teachers["eva"], teachers["convnext"]],
+        "kd_objectives": ["teacher_dropping=4"],
+        "data_path": world.folder / "chats.json",
+        "gradient_accumulation_steps": 2,
+        "moe_dropout": 0.3,
+        "bf16": True,
+    }
+    run_whole_and_killed(world, tmp_path, _command(world, FINETUNE, flags), 0)
+
+
+def test_two_processes_under_zero2(world: World, teachers: dict[str, str], tmp_path: Path) -> None:
+    flags = {
+        "encoder_teachers": [teachers["eva"], teachers["sam"]],
+        "data_path": world.folder / "captions.json",
+        "deepspeed": "scripts/zero2.json",
+        "bf16": True,
+    }
+    run_whole_and_killed(world, tmp_path, _command(world, PRETRAIN, flags), 2)
+
+
+def test_two_processes_under_zero3_with_sharded_teachers_and_one_without_pictures(
+    world: World, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    flags = {
+        "encoder_teachers": ["clip", teachers["eva"]],
+        "data_path": one_rank_without_pictures(world, tmp_path),
+        "deepspeed": "scripts/zero3.json",
+        "shard_teachers": True,
+        "image_aspect_ratio": "anyres",
+        "image_grid_pinpoints": "[[28, 56], [56, 28]]",
+        "mm_patch_merge_type": "spatial_unpad",
+        "distill_views": "all",
+        "group_by_modality_length": False,
+        "per_device_train_batch_size": 1,
+        "model_max_length": 256,
+    }
+    run_whole_and_killed(world, tmp_path, _command(world, FINETUNE, flags), 2)
+
+
+def _command(world: World, stage: dict[str, Any], flags: dict[str, Any]) -> list[str]:
+    return command_line(world.model_flags, RUN_FLAGS, stage, SETTINGS, flags, KILLED)
