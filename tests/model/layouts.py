@@ -113,12 +113,12 @@ def onevision(directory: Path) -> tuple[Path, PreTrainedModel]:
     return folder, model
 
 
-def tiny_move_kd(directory: Path, **overrides: Any) -> PreTrainedModel:
+def tiny_move_kd(directory: Path, moe: Mapping[str, Any] | None = None, **overrides: Any) -> PreTrainedModel:
     """A MoVE-KD student whose experts differ from each other and from nothing."""
     from llava.model import MoVELlavaLlamaConfig, MoVELlavaLlamaForCausalLM
 
     plain = tiny_llava(directory, **overrides)
-    raw = plain.config.to_dict() | {"moe": MOE, "kd": {"kd_mode": True}}
+    raw = plain.config.to_dict() | {"moe": dict(moe or MOE), "kd": {"kd_mode": True}}
     raw.pop("model_type")
     model = MoVELlavaLlamaForCausalLM(MoVELlavaLlamaConfig(**raw))
     model.get_vision_tower().load_model()

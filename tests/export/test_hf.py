@@ -1,0 +1,196 @@
+"""`export hf`: what comes out answers as what went in, and what does not is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from llava.export import native
+from llava.export.compare import compare, record, verify
+from llava.export.hf import Source, export_hf
+from llava.model.checkpoint import CheckpointError, load_student, save_lora
+from llava.model.checkpoint_lora import lora_parameters
+from tests.export.conftest import KINDS, TILES, Exported, chat_of
+from tests.tiny import save_tiny_llava
+
+CLASSES = {
+    "pad": "LlavaForConditionalGeneration",
+    "square_cls": "LlavaForConditionalGeneration",
+    "siglip": "LlavaForConditionalGeneration",
+    "tiles": "LlavaNextForConditionalGeneration",
+    "siglip_tiles": "LlavaNextForConditionalGeneration",
+    "experts": "ClipMoleLlavaForConditionalGeneration",
+    "experts_tiles": "ClipMoleLlavaNextForConditionalGeneration",
+}
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_ids_pixels_and_logits_are_those_of_the_model(exported: Callable[[str], Exported], kind: str) -> None:
+    made = exported(kind)
+    assert len(made.findings) == 4
+    assert all(finding.holds for finding in made.findings)
+    assert made.findings[2].difference < 1e-3  # levels of 255
+    assert config_of(made.directory)["architectures"] == [CLASSES[kind]]
+
+
+def test_plain_models_are_in_the_format_that_every_release_reads(exported: Callable[[str], Exported]) -> None:
+    directory = exported("tiles").directory
+    names = load_file(directory / "model.safetensors")
+    assert {
+        "language_model.model.embed_tokens.weight",
+        "language_model.lm_head.weight",
+        "vision_tower.vision_model.pre_layrnorm.weight",
+        "multi_modal_projector.linear_2.bias",
+        "image_newline",
+    } <= set(names)
+    config = config_of(directory)
+    assert config["text_config"]["vocab_size"] == len(names["language_model.lm_head.weight"])
+    assert config["text_config"]["vocab_size"] % 64 == 0
+    assert config["text_config"]["rope_theta"] == 10000.0
+    assert config["image_grid_pinpoints"][0] == [56, 28]  # (height, width), unlike LLaVA's
+    assert not (directory / "modeling_clip_mole.py").exists()
+
+
+def test_a_student_with_experts_names_the_code_beside_it(exported: Callable[[str], Exported]) -> None:
+    directory = exported("experts").directory
+    config = config_of(directory)
+    assert config["vision_config"]["model_type"] == "clip_mole_vision_model"
+    assert config["auto_map"]["AutoConfig"] == "modeling_clip_mole.ClipMoleLlavaConfig"
+    assert (directory / "modeling_clip_mole.py").read_text() == native.SHIPPED.read_text()
+    assert config_of(exported("experts_tiles").directory)["vision_config"]["num_expert_layers"] == 2
+
+
+def test_nothing_of_the_machine_is_written(exported: Callable[[str], Exported]) -> None:
+    made = exported("experts")
+    texts = [file.read_text() for file in made.directory.iterdir() if file.suffix in (".json", ".md", ".jinja")]
+    assert texts
+    assert not any(str(made.source.parent) in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "overrides"), [("float16", {}), ("bfloat16", TILES), (None, {"tie_word_embeddings": True})]
+)
+def test_other_dtypes_and_tied_embeddings_survive(tmp_path: Path, dtype: str | None, overrides: dict[str, Any]) -> None:
+    source = save_tiny_llava(tmp_path, **overrides)
+    export_hf(Source(str(source), dtype=dtype, device="cpu"), tmp_path / "out")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in state.values()} == {f"torch.{dtype or 'float32'}"}
+    assert ("language_model.lm_head.weight" in state) == (not overrides.get("tie_word_embeddings"))
+
+
+def test_a_lora_is_merged_on_the_way(tmp_path: Path) -> None:
+    base = save_tiny_llava(tmp_path)
+    settings = LoraConfig(r=4, target_modules=r"model\.layers\..*q_proj", base_model_name_or_path=str(base))
+    wrapped = get_peft_model(load_student(None, base), settings)
+    with torch.no_grad():
+        for parameter in lora_parameters(wrapped).values():
+            parameter.normal_(std=0.1)
+    save_lora(wrapped, tmp_path / "lora")
+    export_hf(Source(str(tmp_path / "lora"), str(base), device="cpu"), tmp_path / "out")
+    name = "layers.0.self_attn.q_proj.weight"
+    merged = load_file(tmp_path / "out" / "model.safetensors")[f"language_model.model.{name}"]
+    assert not torch.allclose(merged, load_file(base / "model.safetensors")[f"model.{name}"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor"),
+    [
+        ("pad", "multi_modal_projector.linear_1.weight"),
+        ("tiles", "image_newline"),
+        ("experts", "model.vision_tower.encoder.layers.0.mlp.moe_up.reduce_bias"),
+    ],
+)
+def test_a_changed_weight_is_found(exported: Callable[[str], Exported], tmp_path: Path, kind: str, tensor: str) -> None:
+    made = exported(kind)
+    directory = tmp_path / "copy"
+    directory.mkdir()
+    for file in made.directory.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    state = load_file(directory / "model.safetensors")
+    state[tensor] += 1.0
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    findings = compare(record(chat_of(made.source)), directory, "cpu")
+    with pytest.raises(CheckpointError, match="differs from its model in logits"):
+        verify(findings, directory)
+
+
+def test_a_picture_that_is_cropped_and_not_padded_is_found(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = exported("pad")
+    directory = tmp_path / "copy"
+    directory.mkdir()
+    for file in made.directory.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes().replace(b'"do_pad": true', b'"do_pad": false'))
+    with pytest.raises(CheckpointError, match="pixels of 4 pictures"):
+        verify(compare(record(chat_of(made.source)), directory, "cpu"), directory)
+
+
+def test_a_missing_tensor_is_an_error(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = exported("experts")
+    for file in made.directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.vision_tower.encoder.layers.1.mlp.router.bias"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing_keys.*mlp\.router\.bias"):
+        compare(record(chat_of(made.source)), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"mm_projector_type": "linear"}, "the projector linear"),
+        (
+            {"mm_vision_select_feature": "slice_m25811_f6_patch", "mm_hidden_size": 160},
+            "features slice_m25811_f6_patch",
+        ),
+        (
+            {"image_aspect_ratio": "anyres_max_2", **{k: v for k, v in TILES.items() if "ratio" not in k}},
+            "anyres_max_2",
+        ),
+        ({"image_aspect_ratio": "highres"}, "pictures laid out as highres"),
+        ({"s2": True, "s2_scales": "28,56", "mm_hidden_size": 64}, "a multi-scale tower"),
+    ],
+)
+def test_what_transformers_has_no_class_for_is_refused_in_one_line(
+    tmp_path: Path, overrides: dict[str, Any], reason: str
+) -> None:
+    if "slice" in reason:
+        overrides = overrides | {"num_hidden_layers": 2}
+    source = _saved(tmp_path, overrides)
+    with pytest.raises(CheckpointError, match=reason) as error:
+        export_hf(Source(str(source), device="cpu"), tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def _saved(directory: Path, overrides: dict[str, Any]) -> Path:
+    if "slice" not in str(overrides):
+        return save_tiny_llava(directory, **overrides)
+    from tests.tiny import tiny_clip_folder
+
+    return save_tiny_llava(directory, tower=tiny_clip_folder(directory, num_hidden_layers=12), **overrides)
+
+
+def test_templates_that_announce_pictures_are_refused(tmp_path: Path) -> None:
+    source = save_tiny_llava(tmp_path)
+    with pytest.raises(CheckpointError, match="--conv-mode"):
+        export_hf(Source(str(source), device="cpu", template="v1_mmtag"), tmp_path / "out")
+
+
+def test_our_loader_reads_plain_exports_again(exported: Callable[[str], Exported]) -> None:
+    made = exported("pad")
+    before, after = chat_of(made.source).model, chat_of(made.directory).model
+    ids, images = torch.tensor([[1, 5, -200, 8]]), torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        wanted = before(input_ids=ids, images=images).logits
+        given = after(input_ids=ids, images=images).logits
+    torch.testing.assert_close(given[..., : wanted.shape[-1]], wanted)
