@@ -29,7 +29,7 @@ class Request(NamedTuple):
 
 
 def decoding_of(settings: dict[str, Any]) -> Decoding:
-    """lmms-eval's defaults: greedy, at most 1024 new tokens. As in its own wrappers temperature decides, not do_sample."""
+    """lmms-eval's defaults: greedy, 1024 new tokens. As in its own wrappers temperature decides, not do_sample."""
     return Decoding(
         temperature=settings.get("temperature") or 0.0,
         top_p=settings.get("top_p"),

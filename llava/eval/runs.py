@@ -1,0 +1,146 @@
+"""Evaluated runs from disk: which checkpoint, which seed, and the score of every question of every benchmark.
+
+Reads the score files of our scorers, lmms-eval's sample logs, and plain answer files with a file of labels.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.eval.m4c_evaluator import EvalAIAnswerProcessor, TextVQAAccuracyEvaluator
+from llava.eval.questions import read_jsonl, require_keys
+from llava.eval.scores import Score
+
+SEED = re.compile(r"^(.+?)[-_.]?(?:seed|s)[-_]?(\d+)$")
+SAMPLES = re.compile(r"_samples_(.+)$")
+# Keys of lmms-eval's sample logs that are numbers and no metric.
+NO_METRIC = {"doc_id", "schema_version", "input_tokens", "output_tokens"}
+PICTURE_KEYS = ("image_id", "imageId", "image", "image_source", "image_name")
+
+Scores = Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class Run:
+    """benchmarks: {benchmark: {question id: score}}. seed: 0 where names do not tell."""
+
+    name: str
+    seed: int
+    path: Path
+    benchmarks: Mapping[str, Scores]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become scores. metric: key of lmms-eval's sample logs. labels: answers by question id."""
+
+    metric: str | None = None
+    labels: Mapping[str, Any] | None = None
+
+
+NO_OPTIONS = Reading()
+
+
+def read_labels(path: str | Path) -> dict[str, Any]:
+    """{question_id, answer} lines; a list of ten answers is scored softly, as VQA does, any other list by any match."""
+    labels = {}
+    for number, row in enumerate(read_jsonl(path), 1):
+        require_keys(row, ("question_id", "answer"), f"{path}: line {number}")
+        labels[str(row["question_id"])] = row
+    return labels
+
+
+def grade(text: str, answer: str | Sequence[str]) -> float:
+    """Both normalized as the VQA challenge does."""
+    normalize = EvalAIAnswerProcessor()
+    if isinstance(answer, str):
+        return float(normalize(text) == normalize(answer))
+    if len(answer) == 10:
+        return TextVQAAccuracyEvaluator().eval_pred_list([{"pred_answer": text, "gt_answers": answer}])
+    return float(normalize(text) in {normalize(one) for one in answer})
+
+
+def _picture(row: Mapping[str, Any]) -> str | None:
+    return next((str(row[key]) for key in PICTURE_KEYS if isinstance(row.get(key), str | int)), None)
+
+
+def _metric_of(row: Mapping[str, Any], reading: Reading, path: Path) -> str:
+    numbers = [
+        key
+        for key, value in row.items()
+        if isinstance(value, int | float) and key not in NO_METRIC and not key.endswith("_tokens")
+    ]
+    if reading.metric in numbers:
+        return str(reading.metric)
+    if reading.metric is None and len(numbers) == 1:
+        return numbers[0]
+    raise ValueError(f"{path} has the metrics {', '.join(numbers) or 'none'}; name one of them with --metric")
+
+
+def _score(row: dict[str, Any], reading: Reading, path: Path) -> Score:
+    if "score" in row and "question_id" in row:
+        return Score(str(row["question_id"]), float(row["score"]), row.get("cluster"))
+    if "doc_id" in row:
+        document = row["doc"] if isinstance(row.get("doc"), dict) else {}
+        return Score(str(row["doc_id"]), float(row[_metric_of(row, reading, path)]), _picture(document))
+    require_keys(row, ("question_id", "text"), str(path))
+    if reading.labels is None:
+        raise ValueError(f"{path} holds answers without scores; give --labels, or a scorer's --scores-file instead")
+    identity = str(row["question_id"])
+    if identity not in reading.labels:
+        raise ValueError(f"{path}: the labels lack question {identity}")
+    label = reading.labels[identity]
+    return Score(identity, grade(row["text"], label["answer"]), _picture(label))
+
+
+def read_scores(path: Path, reading: Reading) -> dict[str, Score]:
+    """Raises ValueError for a question that occurs twice, or a file that holds no scores."""
+    scores: dict[str, Score] = {}
+    for row in read_jsonl(path):
+        score = _score(row, reading, path)
+        if score.question_id in scores:
+            raise ValueError(f"{path}: question {score.question_id} occurs twice")
+        scores[score.question_id] = score
+    if not scores:
+        raise ValueError(f"{path} holds no scores")
+    return scores
+
+
+def benchmark_of(path: Path) -> str | None:
+    """The task in the name of one of lmms-eval's sample logs."""
+    logged = SAMPLES.search(path.stem)
+    return logged.group(1) if logged else None
+
+
+def name_and_seed(path: Path) -> tuple[str, int]:
+    """The last part of a path, and the number at its end after `seed` or `s`; 0 if there is none."""
+    name = path.name if path.is_dir() else path.stem
+    numbered = SEED.match(name)
+    return (numbered.group(1), int(numbered.group(2))) if numbered else (name, 0)
+
+
+def read_folder(folder: Path, reading: Reading) -> dict[str, Scores]:
+    """Every .jsonl below a folder, named by its task or its own name."""
+    benchmarks: dict[str, Scores] = {}
+    for file in sorted(folder.rglob("*.jsonl")):
+        benchmark = benchmark_of(file) or file.stem
+        if benchmark in benchmarks:
+            raise ValueError(f"{folder} holds {benchmark} twice, the second in {file}; name a folder with one run")
+        benchmarks[benchmark] = read_scores(file, reading)
+    if not benchmarks:
+        raise ValueError(f"{folder} holds no .jsonl files of scores")
+    return benchmarks
+
+
+def read_run(argument: str, reading: Reading = NO_OPTIONS) -> Run:
+    """argument: PATH or NAME=PATH, a file or a folder of files, one for each benchmark."""
+    given, _, location = argument.rpartition("=")
+    path = Path(location).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    name, seed = name_and_seed(path)
+    if path.is_dir():
+        return Run(given or name, seed, path, read_folder(path, reading))
+    return Run(given or name, seed, path, {benchmark_of(path) or "accuracy": read_scores(path, reading)})
