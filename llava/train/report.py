@@ -46,7 +46,8 @@ COLLAPSED = 0.9  # share of the tokens that makes one expert the only one
 
 
 def write_report(history: Sequence[Mapping[str, Any]], looks: Sequence[Look], directory: Path) -> Path:
-    """The page and its figures in `directory`/report; returns the page. What there is no data for is left out."""
+    """The page and its figures in `directory`/report; returns the page. What there is no data for is left out, but
+    pictures that an earlier report drew stay."""
     folder = directory / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     sections = [f"# Report of {directory.resolve().name}\n", summary(history)]
@@ -57,13 +58,15 @@ def write_report(history: Sequence[Mapping[str, Any]], looks: Sequence[Look], di
         sections.append(f"## Experts\n\n{expert_findings(history)}\n\n![load and entropy by layer](experts.png)\n")
     if looks:
         figures.draw_encoder(looks, folder / "encoder.png")
+    if any(look.teachers for look in looks):
+        figures.draw_teachers(looks, folder / "teachers.png")
+    if (folder / "encoder.png").exists():
         sections.append(
             "## What the encoder sees\n\nBright patches are those the class token looks at. A patch has the color of "
             "its expert in that layer. Features are colored by their first three principal components.\n\n"
             "![attention, experts and features over pictures](encoder.png)\n"
         )
-    if any(look.teachers for look in looks):
-        figures.draw_teachers(looks, folder / "teachers.png")
+    if (folder / "teachers.png").exists():
         sections.append(
             "## Student and teachers\n\nEach teacher is beside the student's prediction of it. Both share one set of "
             "colors: where they are alike, the student has learned what the teacher knows.\n\n"
@@ -79,9 +82,10 @@ def summary(history: Sequence[Mapping[str, Any]]) -> str:
     names = dict.fromkeys(name for row in history for name in row)
     lines = ["| | first | last |", "|---|---|---|"]
     skipped = (*figures.PER_LAYER, "step", "epoch", "learning_rate")
+    timings = ("train_", "eval_runtime", "eval_samples", "eval_steps")
     for name in names:
         _, values = figures.curve(history, name)
-        if name.partition("/")[0] in skipped or name.startswith("train_") or len(values) < 2:
+        if name.partition("/")[0] in skipped or name.startswith(timings) or len(values) < 2:
             continue
         tenth = max(1, len(values) // 10)
         first, last = statistics.fmean(values[:tenth]), statistics.fmean(values[-tenth:])

@@ -122,6 +122,11 @@ def _draw_panel(axis: Axes, title: str, lines: Mapping[str, Curve]) -> None:
         axis.plot(steps, values, color=drawn.get_color(), linewidth=0.6, alpha=0.3)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step", fontsize=8)
+    axis.ticklabel_format(axis="y", useOffset=False)
+    low, high = axis.get_ylim()
+    if high - low < 0.02 * max(abs(low), abs(high)):  # what hardly moves should not look as if it did
+        middle = (low + high) / 2
+        axis.set_ylim(middle - 0.05 * abs(middle), middle + 0.05 * abs(middle))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
