@@ -6,8 +6,8 @@ Run as `python -m playground.clip --help`.
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,11 @@ class ClipTraining:
     layers: int = 4
     heads: int = 4
     text_layers: int = 2
-    scenes: int = 8000
+    scenes: int = 6000
+    # First scenes of one or two things: what belongs together is found there, and then holds among many.
+    easy_scenes: int = 3000
+    easy_things: int = 2
+    easy_share: float = 0.5
     steps: int = 500
     batch: int = 64
     rate: float = 1e-3
@@ -55,7 +59,7 @@ def make_tokenizer(directory: Path) -> CLIPTokenizer:
     bpe.train_from_iterator([" ".join(words)] * 5, trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=32)
+    tokenizer = CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=32)  # type: ignore[arg-type]
     assert len(tokenizer(" ".join(words)).input_ids) == len(words) + 2
     tokenizer.save_pretrained(directory)
     return tokenizer
@@ -123,23 +127,36 @@ def initialize(model: CLIPModel, config: ClipTraining) -> None:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
 
 
+class Pairs:
+    """Pictures (S, 3, side, side) uint8 and the ids of their captions (S, L), drawn from in a random order."""
+
+    def __init__(self, scenes: Sequence[Scene], world: WorldConfig, side: int, tokenizer: CLIPTokenizer) -> None:
+        self.pictures = load_pictures(scenes, world, side)
+        self.ids = tokenize([caption(scene) for scene in scenes], tokenizer)
+
+    def draw(self, count: int, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randperm(len(self.ids), generator=chance)[:count]
+        return self.ids[chosen], normalize(self.pictures[chosen])
+
+
 def train(config: ClipTraining, world: WorldConfig, directory: Path) -> float:
     """Train, save, and return the recall at 1 among 500 validation pictures with different captions."""
     seed_everything(config.seed)
     tokenizer = make_tokenizer(directory)
     make_processor(directory, config.side)
-    scenes = draw_scenes(world, "train", config.scenes)
-    pictures = load_pictures(scenes, world, config.side)
-    ids = tokenize([caption(scene) for scene in scenes], tokenizer)
+    easy_world = replace(world, min_things=1, max_things=config.easy_things)
+    easy = Pairs(draw_scenes(easy_world, "train", config.easy_scenes), easy_world, config.side, tokenizer)
+    full = Pairs(draw_scenes(world, "train", config.scenes), world, config.side, tokenizer)
     model = build_model(config, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    order = torch.Generator().manual_seed(config.seed)
+    chance = torch.Generator().manual_seed(config.seed)
     with TrainingLog(directory / "log.jsonl", config.steps, "CLIP") as log:
         for step in range(config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = cosine_rate(config.rate, step, config.steps)
-            chosen = torch.randperm(config.scenes, generator=order)[: config.batch]
-            loss = contrastive_loss(model, ids[chosen], normalize(pictures[chosen]))
+            pairs = easy if step < config.easy_share * config.steps else full
+            ids, pixels = pairs.draw(config.batch, chance)
+            loss = contrastive_loss(model, ids, pixels, alternatives(ids, tokenizer, chance))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -156,15 +173,38 @@ def tokenize(texts: Sequence[str], tokenizer: CLIPTokenizer) -> Tensor:
     return tokenizer(list(texts), padding=True, return_tensors="pt").input_ids
 
 
-def contrastive_loss(model: CLIPModel, ids: Tensor, pixels: Tensor) -> Tensor:
-    """Symmetric cross-entropy in which equal captions are no negatives of each other. ids (B, L)."""
-    similarity = model(input_ids=ids, pixel_values=pixels).logits_per_text
+def alternatives(ids: Tensor, tokenizer: CLIPTokenizer, chance: torch.Generator) -> Tensor:
+    """(2B, L): each caption with one color, and with one shape, replaced by another."""
+    return torch.cat([swap_one(ids, word_ids(words, tokenizer), chance) for words in (COLORS, SHAPES)])
+
+
+def word_ids(words: Iterable[str], tokenizer: CLIPTokenizer) -> Tensor:
+    return torch.tensor(tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words]))
+
+
+def swap_one(ids: Tensor, words: Tensor, chance: torch.Generator) -> Tensor:
+    """(B, L) ids in which one occurrence of any of `words` has become another of them."""
+    swapped, rows = ids.clone(), torch.arange(len(ids))
+    found = (ids[..., None] == words).any(-1)
+    place = torch.multinomial(found.float(), 1, generator=chance)[:, 0]
+    current = (ids[rows, place][:, None] == words).long().argmax(1)
+    step = torch.randint(1, len(words), (len(ids),), generator=chance)
+    swapped[rows, place] = words[(current + step) % len(words)]
+    return swapped
+
+
+def contrastive_loss(model: CLIPModel, ids: Tensor, pixels: Tensor, wrong: Tensor) -> Tensor:
+    """Symmetric cross-entropy in which equal captions are no negatives of each other. ids (B, L).
+
+    `wrong` (W, L) are more captions that are true of no picture here.
+    """
+    similarity = model(input_ids=torch.cat([ids, wrong]), pixel_values=pixels).logits_per_image  # (B, B + W)
     equal = (ids[:, None] == ids[None]).all(-1)
     twins = equal & ~torch.eye(len(ids), dtype=torch.bool)
-    similarity = similarity.masked_fill(twins, -1e4)
+    own = similarity[:, : len(ids)].masked_fill(twins, -1e4)
     target = torch.arange(len(ids))
     entropy = torch.nn.functional.cross_entropy
-    return (entropy(similarity, target) + entropy(similarity.T, target)) / 2
+    return (entropy(torch.cat([own, similarity[:, len(ids) :]], 1), target) + entropy(own.T, target)) / 2
 
 
 @torch.no_grad()

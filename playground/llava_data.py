@@ -109,7 +109,7 @@ def conversation_record(scene: Scene, number: int, turns: int, chance: np.random
 
 
 def conversation(questions: Sequence[Question], image: str = "<image>\n") -> list[dict[str, str]]:
-    turns = []
+    turns: list[dict[str, str]] = []
     for question in questions:
         turns.append({"from": "human", "value": image * (not turns) + question.text})
         turns.append({"from": "gpt", "value": question.answer})

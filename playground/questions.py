@@ -9,14 +9,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from playground.world import COLORS, COLUMNS, GRID, GLYPHS, ROWS, SHAPES, SIZES, TEXTURES, Scene, Thing
+from playground.world import COLORS, COLUMNS, GLYPHS, GRID, ROWS, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 KINDS = ("color", "shape", "texture", "digit", "size", "count", "row", "column", "exist", "relation")
 VISUAL_KINDS = KINDS[:6]
 EMPTY = "empty"
 WORDS = (*COLORS, *SHAPES, *TEXTURES, *SIZES, *GLYPHS, *ROWS, *COLUMNS, *NUMBERS, "yes", "no", EMPTY, ",")
-QUESTION_WORDS = ("color", "shape", "texture", "digit", "size", "row", "column", "count", "any", "of", "things", "above", "below")
+QUESTION_WORDS = (
+    "color",
+    "shape",
+    "texture",
+    "digit",
+    "size",
+    "row",
+    "column",
+    "count",
+    "any",
+    "of",
+    "things",
+    "above",
+    "below",
+)
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 ATTRIBUTES: dict[str, Callable[[Thing], str]] = {
     "color": lambda thing: thing.color,
@@ -110,7 +124,7 @@ def choose(questions: Sequence[Question], count: int, chance: np.random.Generato
     """At most `count` questions in random order, every kind as often as it allows."""
     order = chance.permutation(len(questions)).tolist()
     rank: dict[str, int] = {}
-    keyed = []
+    keyed: list[tuple[int, int, int]] = []
     for place in order:
         kind = questions[place].kind
         rank[kind] = rank.get(kind, 0) + 1

@@ -29,7 +29,7 @@ class Recipe:
     data: DataSize = field(default_factory=DataSize)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     clip: ClipTraining = field(default_factory=ClipTraining)
-    pretrain: StageTraining = field(default_factory=lambda: StageTraining(250, 3e-3))
+    pretrain: StageTraining = field(default_factory=lambda: StageTraining(300, 3e-3))
     finetune: StageTraining = field(default_factory=lambda: StageTraining(600, 1e-3))
 
     def fingerprint(self, *parts: str) -> str:
@@ -44,7 +44,7 @@ RECIPES: Mapping[str, Recipe] = {
         "smoke",
         data=DataSize(pretrain=64, finetune=64, validation=8, heldout=16, conversations=1, turns=4),
         language=LanguageTraining(scenes=100, steps=12, batch=4, captions=2),
-        clip=ClipTraining(scenes=200, steps=8, batch=16),
+        clip=ClipTraining(scenes=200, easy_scenes=100, steps=8, batch=16),
         pretrain=StageTraining(4, 3e-3, batch=8, save_steps=2),
         finetune=StageTraining(4, 1e-3, batch=8, save_steps=2),
     ),

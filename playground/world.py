@@ -65,6 +65,9 @@ class WorldConfig:
     digit_probability: float = 0.6
     digit_dot: int = 2
     noise: float = 0.06
+    # Gray, and varying a little: on colored backgrounds the tiny CLIP takes several times as long to see colors.
+    background: tuple[float, float] = (0.2, 0.4)
+    background_variation: float = 0.1
     validation_percent: int = 10
     heldout_percent: int = 10
 
@@ -189,8 +192,9 @@ def _picture_chance(
     jitters = []
     for number, scene in enumerate(scenes):
         chance = np.random.default_rng((*scene.seed, 1))
-        base = chance.random(3, dtype=np.float32) * 0.45 + 0.2
-        coarse[number] = base + (chance.random((4, 4, 3), dtype=np.float32) - 0.5) * 0.35
+        darkest, lightest = config.background
+        base = darkest + (lightest - darkest) * chance.random(1, dtype=np.float32)
+        coarse[number] = base + (chance.random((4, 4, 3), dtype=np.float32) - 0.5) * config.background_variation
         chance.standard_normal(out=noise[number], dtype=np.float32)
         jitters.append(chance.uniform(-config.jitter, config.jitter, (len(scene.things), 2)).astype(np.float32))
     noise *= config.noise
@@ -239,9 +243,7 @@ def _cover(
     return np.choose(shapes[:, None, None], [np.broadcast_to(masks[shape], masks["circle"].shape) for shape in SHAPES])
 
 
-def _dark(
-    textures: NDArray[np.int_], y: NDArray[np.float32], x: NDArray[np.float32], period: int
-) -> NDArray[np.bool_]:
+def _dark(textures: NDArray[np.int_], y: NDArray[np.float32], x: NDArray[np.float32], period: int) -> NDArray[np.bool_]:
     """Which pixels are in a texture's dark phase, (K, C, C)."""
     half = period / 2
     row, column = np.floor(y / half) % 2 == 1, np.floor(x / half) % 2 == 1
