@@ -1,0 +1,30 @@
+"""ScienceQA's problems.json and pid_splits.json to LLaVA's samples, written beside them.
+
+python scripts/convert_sqa_to_llava.py convert_to_llava --base-dir scienceqa --prompt-format CQM-A --split test
+python scripts/convert_sqa_to_llava.py convert_to_jsonl --base-dir scienceqa --prompt-format QCM-LEA --split train
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from llava.eval.science_qa import instruction, sample
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("convert_to_llava", "convert_to_jsonl"))
+    parser.add_argument("--base-dir", "--base_dir", required=True)
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--prompt-format", "--prompt_format", default="QCM-LEPA")
+    args = parser.parse_args()
+    folder = Path(args.base_dir)
+    problems = json.loads((folder / "problems.json").read_text(encoding="utf-8"))
+    split = json.loads((folder / "pid_splits.json").read_text(encoding="utf-8"))[args.split]
+    name = f"{args.split}_{args.prompt_format}"
+    if args.task == "convert_to_llava":
+        samples = [sample(identity, problems[identity], args.prompt_format) for identity in split]
+        (folder / f"llava_{name}.json").write_text(json.dumps(samples, indent=2), encoding="utf-8")
+    else:
+        lines = [json.dumps(instruction(identity, problems[identity], args.prompt_format)) for identity in split]
+        (folder / f"scienceqa_{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(f"Number of samples: {len(split)}")

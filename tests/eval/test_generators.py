@@ -1,0 +1,251 @@
+"""Question files to answer files: formats, resuming, sharding, batches, and what is refused."""
+
+import base64
+import io
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava.eval import model_qa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
+from llava.eval.answering import chunk, mmtag_template, prompt_of
+from llava.inference import Chat, Decoding
+from tests.eval.conftest import COLORS, read_rows, write_jsonl
+from tests.tiny import tiny_lm_folder
+
+Flags = Callable[..., list[str]]
+
+
+def encoded(color: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 30), color).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def texts(path: Path) -> list[str]:
+    return [row["text"] for row in read_rows(path)]
+
+
+def test_an_answer_line_has_the_published_keys(questions: Path, flags: Flags, tmp_path: Path) -> None:
+    model_vqa_loader.main(flags(questions))
+    rows = read_rows(tmp_path / "answers.jsonl")
+    assert [row["question_id"] for row in rows] == list(range(5))
+    assert list(rows[0]) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
+    assert (rows[1]["prompt"], rows[1]["model_id"], rows[1]["metadata"]) == ("What color really?", "llava-tiny", {})
+    assert len({row["answer_id"] for row in rows}) == 5
+    assert all(row["text"] == row["text"].strip() for row in rows)
+
+
+def test_answers_are_those_of_the_model_asked_directly(
+    questions: Path, flags: Flags, chat: Chat, pictures: Path, tmp_path: Path
+) -> None:
+    model_vqa.main(flags(questions))
+    prompt = prompt_of(chat, "What color?", 1)
+    assert prompt.endswith("USER: <image>\nWhat color? ASSISTANT:")
+    expected = chat.answer_all([prompt], [[Image.open(pictures / "red.png")]], Decoding(0, max_new_tokens=6), "</s>")
+    assert texts(tmp_path / "answers.jsonl")[0] == expected[0]
+
+
+def test_batched_answers_are_the_single_ones(questions: Path, flags: Flags, tmp_path: Path) -> None:
+    model_vqa.main(flags(questions, answers="one.jsonl"))
+    model_vqa.main(flags(questions, "--batch-size", "3", answers="three.jsonl"))
+    assert texts(tmp_path / "one.jsonl") == texts(tmp_path / "three.jsonl")
+
+
+def test_sampling_is_the_same_resumed_and_sharded(questions: Path, flags: Flags, tmp_path: Path) -> None:
+    sampled = ("--temperature", "1.5")
+    model_vqa.main(flags(questions, *sampled, answers="whole.jsonl"))
+    expected = texts(tmp_path / "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    (tmp_path / "whole.jsonl").write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    model_vqa.main(flags(questions, *sampled, answers="whole.jsonl"))
+    assert texts(tmp_path / "whole.jsonl") == expected
+    parts = []
+    for index in range(2):
+        name = f"part{index}.jsonl"
+        model_vqa.main(flags(questions, *sampled, "--num-chunks", "2", "--chunk-idx", str(index), answers=name))
+        parts += texts(tmp_path / name)
+    assert parts == expected
+    model_vqa.main(flags(questions, *sampled, "--seed", "1", answers="other.jsonl"))
+    assert texts(tmp_path / "other.jsonl") != expected
+
+
+def test_chunks_are_contiguous_and_cover_everything_once() -> None:
+    assert [list(chunk(range(5), 3, index)) for index in range(3)] == [[0, 1], [2, 3], [4]]
+    assert [len(chunk(range(4), 3, index)) for index in range(3)] == [2, 2, 0]
+    assert list(chunk([], 2, 1)) == []
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        chunk(range(4), 2, 2)
+
+
+def test_an_empty_chunk_leaves_an_empty_file_and_loads_no_model(questions: Path, flags: Flags, tmp_path: Path) -> None:
+    given = flags(questions, "--num-chunks", "9", "--chunk-idx", "8")
+    given[given.index("--model-path") + 1] = str(tmp_path / "nowhere")
+    model_vqa.main(given)
+    assert (tmp_path / "answers.jsonl").read_bytes() == b""
+
+
+def test_an_answers_file_without_a_folder_is_written_here(
+    questions: Path, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = flags(questions, "--test_size", "1")
+    given[given.index("--answers-file") + 1] = "here.jsonl"
+    model_vqa.main(given)
+    assert len(read_rows(tmp_path / "here.jsonl")) == 1
+
+
+def test_a_broken_picture_is_named_and_costs_no_earlier_answer(pictures: Path, flags: Flags, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    names = [str(pictures / "red.png"), str(tmp_path / "broken.png")]
+    rows = [{"question_id": f"q{index}", "image": name, "text": "What?"} for index, name in enumerate(names)]
+    with pytest.raises(ValueError, match=r"question 'q1': image .*broken\.png cannot be read"):
+        model_vqa.main(flags(write_jsonl(tmp_path / "q.jsonl", rows), "--workers", "1"))
+    assert [row["question_id"] for row in read_rows(tmp_path / "answers.jsonl")] == ["q0"]
+
+
+def test_a_missing_picture_is_named_with_its_question(flags: Flags, tmp_path: Path) -> None:
+    rows = [{"question_id": 7, "image": "gone.png", "text": "What?"}]
+    with pytest.raises(ValueError, match=r"question 7: image .*gone\.png does not exist; check --image-folder"):
+        model_vqa.main(flags(write_jsonl(tmp_path / "q.jsonl", rows)))
+
+
+def test_a_question_file_is_checked_before_the_model_is_loaded(flags: Flags, tmp_path: Path) -> None:
+    rows = [{"question_id": 1, "text": "What?"}, {"text": "What?"}]
+    with pytest.raises(ValueError, match=r"question 2 lacks question_id; it has text"):
+        model_vqa.main(flags(write_jsonl(tmp_path / "q.jsonl", rows)))
+    (tmp_path / "torn.jsonl").write_text('{"question_id": 1, "text": "a"}\n{"question_id": 2, "te')
+    with pytest.raises(ValueError, match=r"torn\.jsonl:2 is not JSON"):
+        model_vqa.main(flags(tmp_path / "torn.jsonl"))
+
+
+def test_a_text_that_places_other_than_its_pictures_is_named(flags: Flags, tmp_path: Path) -> None:
+    rows = [{"question_id": 3, "image": "red.png", "text": "<image> or <image>?"}]
+    with pytest.raises(ValueError, match=r"question 3: the prompt names 2 picture\(s\)"):
+        model_vqa.main(flags(write_jsonl(tmp_path / "q.jsonl", rows)))
+
+
+def test_one_id_may_have_several_questions_and_one_question_may_be_asked_twice(flags: Flags, tmp_path: Path) -> None:
+    rows = [{"question_id": "a", "image": "red.png", "text": text} for text in ("One?", "Two?", "One?")]
+    path = write_jsonl(tmp_path / "q.jsonl", rows)
+    model_vqa.main(flags(path))
+    expected = texts(tmp_path / "answers.jsonl")
+    assert [row["prompt"] for row in read_rows(tmp_path / "answers.jsonl")] == ["One?", "Two?", "One?"]
+    kept = (tmp_path / "answers.jsonl").read_bytes().splitlines(keepends=True)[:1]
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(kept))
+    model_vqa.main(flags(path))
+    assert texts(tmp_path / "answers.jsonl") == expected
+
+
+def test_interleaved_questions_keep_their_pictures_in_place(flags: Flags, chat: Chat, tmp_path: Path) -> None:
+    samples = [
+        {
+            "sample_id": 4,
+            "image": ["red.png", "blue.png"],
+            "conversations": [
+                {"from": "human", "value": "First <image> then <image>: which is red?"},
+                {"from": "gpt", "value": "the first"},
+            ],
+            "metadata": {"dataset": "NLVR2_Mantis", "question_type": "multi-choice"},
+        }
+    ]
+    path = tmp_path / "interleaved.json"
+    path.write_text(json.dumps(samples))
+    model_vqa.main(flags(path, "--extra-prompt", "Look. "))
+    (row,) = read_rows(tmp_path / "answers.jsonl")
+    keys = "dataset sample_id prompt pred_response gt_response shortuuid model_id question_type"
+    assert list(row) == keys.split()
+    assert (row["sample_id"], row["gt_response"], row["dataset"]) == (4, "the first", "NLVR2_Mantis")
+    assert row["prompt"] == "Look. First <image> then <image>: which is red?"
+    assert "USER: Look. First <image> then <image>: which" in prompt_of(chat, row["prompt"], 2)
+
+
+def test_science_questions_take_pictures_or_none(flags: Flags, tmp_path: Path) -> None:
+    samples = [
+        {"id": "1", "image": "red.png", "conversations": [{"from": "human", "value": "Which?\n<image>"}]},
+        {"id": "2", "conversations": [{"from": "human", "value": "Why?"}]},
+    ]
+    path = tmp_path / "science.json"
+    path.write_text(json.dumps(samples))
+    model_vqa_science.main(flags(path, "--single-pred-prompt", "--batch-size", "2"))
+    rows = read_rows(tmp_path / "answers.jsonl")
+    suffix = "\nAnswer with the option's letter from the given choices directly."
+    assert [row["prompt"] for row in rows] == ["<image>\nWhich?" + suffix, "Why?" + suffix]
+    model_vqa_science.main(flags(path, "--answer-prompter", answers="reasoned.jsonl"))
+    assert all("\n The answer is" in text for text in texts(tmp_path / "reasoned.jsonl"))
+
+
+def test_mmbench_rotates_options_and_records_their_letters(flags: Flags, tmp_path: Path) -> None:
+    header = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
+    rows = [
+        ["0", "Which?", "A hint.", "cat", "dog", "cow", "", "B", "x", encoded("red")],
+        ["1", "Where?", "", "here", "there", "nan", "far", "A", "x", encoded("blue")],
+    ]
+    path = tmp_path / "bench.tsv"
+    path.write_text("\n".join("\t".join(row) for row in [header, *rows]) + "\n")
+    model_vqa_mmbench.main(flags(path, "--all-rounds", "--single-pred-prompt"))
+    answers = read_rows(tmp_path / "answers.jsonl")
+    assert [(row["question_id"], row["round_id"]) for row in answers] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert answers[0]["prompt"] == "A hint.\nWhich?\nA. cat\nB. dog\nC. cow"
+    assert answers[1]["prompt"] == "A hint.\nWhich?\nA. dog\nB. cow\nC. cat"
+    assert (answers[1]["options"], answers[1]["option_char"]) == (["dog", "cow", "cat"], ["B", "C", "A"])
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    model_vqa_mmbench.main(flags(path, "--all-rounds", "--single-pred-prompt"))
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+def test_mmbench_asks_for_the_letter_in_the_language_of_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "bench.tsv"
+    path.write_text(f"index\tquestion\tA\tB\timage\n3\tWhich?\tcat\tdog\t{encoded('red')}\n")
+    for language, suffix in (("en", "\nAnswer with the option's letter"), ("cn", "\n请直接回答选项字母。")):
+        args = type("Args", (), {"question_file": path, "all_rounds": False, "single_pred_prompt": True})
+        args.lang = language  # type: ignore[attr-defined]
+        (question,) = model_vqa_mmbench.read_questions(args)  # type: ignore[arg-type]
+        assert question.message.startswith("Which?\nA. cat\nB. dog" + suffix)
+
+
+def test_a_language_model_alone_answers_text(flags: Flags, tmp_path: Path) -> None:
+    rows = [{"question_id": 1, "text": "Why?", "category": "x"}, {"question_id": 2, "text": "How is it done?"}]
+    given = flags(write_jsonl(tmp_path / "q.jsonl", rows), "--batch-size", "2")
+    at = given.index("--model-path")
+    given[at : at + 2] = ["--model-name", str(tiny_lm_folder(tmp_path))]
+    model_qa.main(given)
+    answers = read_rows(tmp_path / "answers.jsonl")
+    assert [row["model_id"] for row in answers] == ["llama-tiny", "llama-tiny"]
+    assert all("Why?" not in row["text"] for row in answers)
+
+
+def test_a_plain_checkpoint_is_asked_in_the_tagged_template() -> None:
+    assert mmtag_template("v1", "llava-plain-7b") == "v1_mmtag"
+    assert mmtag_template("v1", "llava-plain-finetune") == "v1"
+    assert mmtag_template("v1_mmtag", "llava-plain-7b") == "v1_mmtag"
+    assert mmtag_template("v1", "llava-7b") == "v1"
+
+
+def test_a_killed_run_loses_at_most_one_answer(flags: Flags, tmp_path: Path) -> None:
+    """Reference: the same questions answered without an interruption."""
+    rows = [{"question_id": i, "image": f"{COLORS[i % 5]}.png", "text": f"What is {i}?"} for i in range(60)]
+    path = write_jsonl(tmp_path / "q.jsonl", rows)
+    answers = tmp_path / "killed.jsonl"
+    # A fork has everything imported already: a fresh interpreter would take most of the test's time.
+    process = multiprocessing.get_context("fork").Process(
+        target=model_vqa.main, args=(flags(path, answers="killed.jsonl"),)
+    )
+    process.start()
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
+        if answers.exists() and answers.read_bytes().count(b"\n") >= 5:
+            process.kill()
+            break
+        time.sleep(0.005)
+    process.join(10)
+    kept = [line for line in answers.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 5 <= len(kept) < 60, "the run was to be killed in the middle"
+    model_vqa.main(flags(path, answers="killed.jsonl"))
+    assert answers.read_bytes().splitlines(keepends=True)[: len(kept)] == kept
+    model_vqa.main(flags(path, answers="whole.jsonl"))
+    assert texts(answers) == texts(tmp_path / "whole.jsonl")
