@@ -13,15 +13,15 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # a camera's MPO is a JPEG
 REDIRECTS = (301, 302, 303, 307, 308)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -61,6 +61,8 @@ def decode_image(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
             return _shrink(_upright(image).convert("RGB"), limits.side)
     except Image.DecompressionBombError:
         raise ValueError(f"the picture has too many pixels; at most {limits.pixels:,} are accepted") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"this is not a readable picture ({', '.join(FORMATS)})") from None
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         raise ValueError(f"this is not a readable picture ({', '.join(FORMATS)}): {error}") from None
     raise ValueError(f"the picture has {width} x {height} pixels; at most {limits.pixels:,} are accepted")
@@ -237,10 +239,8 @@ def _secured(plain: socket.socket, host: str) -> socket.socket:
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # it may be closed already
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # closed already
 
 
 def _read(response: http.client.HTTPResponse, url: str, limits: Limits) -> bytes:

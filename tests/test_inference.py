@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_streamed_text_grows_to_the_batched_answer(chat: Chat) -> None:
     text, images, stop = ask(chat, Turn("What is it?", (PICTURE,)))
     pieces = list(chat.stream(text, images, GREEDY, stop))
     assert pieces[-1] == chat.answer_all([text], [images], GREEDY, stop)[0] != ""
-    assert all(later.startswith(earlier) for earlier, later in zip(pieces, pieces[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(pieces))
 
 
 def test_a_batch_answers_as_its_prompts_would_alone(chat: Chat) -> None:
@@ -136,7 +137,7 @@ def test_an_answer_ends_where_the_context_does(chat: Chat) -> None:
 @pytest.mark.parametrize("words", [200, 100_000])
 def test_a_prompt_without_room_for_an_answer_is_refused(chat: Chat, words: int) -> None:
     text, images, _ = ask(chat, Turn("what is it? " * words, (PICTURE,)))
-    with pytest.raises(ContextExceeded, match="chat|llava-tiny"):
+    with pytest.raises(ContextExceeded, match=r"llava-tiny"):
         next(chat.stream(text, images, GREEDY))
 
 

@@ -16,22 +16,17 @@ import gradio as gr
 
 from llava.conversation import conv_templates
 from llava.inference import Chat, place
-from llava.remote import SERVING_LIMITS
 from llava.serve.demo_chat import ChatTab
 from llava.serve.demo_encoder import EncoderTab
 from llava.serve.demo_examples import Example, find_examples
+from llava.serve.sessions import serve
 
 CACHE_SECONDS = (3600, 24 * 3600)  # how often uploads are looked through, and how old they may become
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1000px !important; margin: 0 auto !important; }
 #title h1 { margin: 0.2em 0; font-size: 1.35em; overflow-wrap: anywhere; }
-.gradio-container .main { width: 100%; box-sizing: border-box; }
 .actions { gap: 8px; }
-/* The page has its own button to clear, and shares nothing with other sites. */
-#chatbot [aria-label="Share"], #chatbot [aria-label="Download"], #chatbot .top-panel:has([aria-label="Clear"]) {
-  display: none;
-}
 .load p { margin: 0 0 8px; }
 .load .key { display: inline-flex; align-items: center; margin-right: 14px; white-space: nowrap; }
 .load .key i { width: 14px; height: 14px; border-radius: 3px; margin-right: 6px; }
@@ -42,7 +37,6 @@ CSS = """
 .load li div { display: flex; flex: 1; height: 100%; border-radius: 3px; overflow: hidden; }
 .load li b { display: block; height: 100%; }
 @media (max-width: 640px) {
-  .main.fillable.fillable { padding: 8px !important; }
   #chatbot { height: 50vh !important; }
 }
 """
@@ -64,18 +58,7 @@ def build(chat: Chat, teachers: Mapping[str, Any] | None = None, examples: Seque
 
 def launch(page: gr.Blocks, host: str, port: int, share: bool = False, **options: Any) -> Any:
     """Serves the page; `options` are gradio's."""
-    return page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        show_error=True,
-        max_file_size=SERVING_LIMITS.bytes,
-        footer_links=[],
-        ssr_mode=False,
-        css=CSS,
-        theme=gr.themes.Default(),
-        **options,
-    )
+    return serve(page, host, port, share, css=CSS, theme=gr.themes.Default(), **options)
 
 
 def load_teachers(specs: Sequence[str], chat: Chat) -> Mapping[str, Any]:

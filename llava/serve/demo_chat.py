@@ -18,6 +18,7 @@ from llava.inference import Chat, Decoding, Turn
 from llava.remote import SERVING_LIMITS, decode_images
 from llava.serve.demo_examples import Example
 from llava.serve.sessions import Sessions, copy_for_page
+from llava.serve.upload_boxes import QuestionBox
 
 DRAW_SECONDS = 0.05  # between redrawings of a growing answer
 CHAT_ID = "chat"  # of what limits answers at a time
@@ -82,7 +83,7 @@ class ChatTab:
         return "Add a picture with the clip, then ask about it." if self.chat.sees else "This model takes no pictures."
 
     def _add_input(self) -> None:
-        self.box = gr.MultimodalTextbox(
+        self.box = QuestionBox(
             show_label=False,
             placeholder="Ask about a picture" if self.chat.sees else "Ask something",
             sources=["upload"] if self.chat.sees else [],

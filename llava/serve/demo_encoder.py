@@ -13,7 +13,7 @@ from llava.inference import Chat
 from llava.remote import SERVING_LIMITS, decode_image
 from llava.serve.demo_chat import ChatTab, Entries, explain
 from llava.serve.encoder_view import MAP_SIDE, EncoderView, look
-from llava.serve.sessions import PictureBox
+from llava.serve.upload_boxes import PictureBox
 from llava.visualize import colors_to_image, css_color, expert_color, overlay
 
 PROMPT = "Upload a picture, or ask about one in the chat and come back."

@@ -13,9 +13,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from llava.remote import SERVING_LIMITS
 from llava.serve.client import ServiceError
-from llava.serve.sessions import PictureBox
+from llava.serve.sessions import serve
+from llava.serve.upload_boxes import PictureBox
 from llava.serve.web_page import Settings, WebPage
 from llava.utils import build_logger
 
@@ -69,7 +69,12 @@ class Layout:
 
     def _add_chat(self) -> None:
         self.chatbot = gr.Chatbot(
-            label="LLaVA Chatbot", height=550, elem_id="chatbot", feedback_options=None, allow_tags=False
+            label="LLaVA Chatbot",
+            height=550,
+            elem_id="chatbot",
+            feedback_options=None,
+            allow_tags=False,
+            buttons=["copy"],
         )
         with gr.Row():
             hint = "Enter text and press ENTER"
@@ -149,15 +154,7 @@ def run(argv: list[str] | None, description: str | None, boxes: int, concurrency
         demo = build_demo(WebPage(settings))
     except (ServiceError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    demo.queue().launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        share=arguments.share,
-        show_error=True,
-        max_file_size=SERVING_LIMITS.bytes,
-        footer_links=[],
-        ssr_mode=False,
-    )
+    serve(demo.queue(), arguments.host, arguments.port, arguments.share)
 
 
 def main(argv: list[str] | None = None) -> None:

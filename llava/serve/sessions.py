@@ -1,4 +1,4 @@
-"""What the web pages share: who is being answered, so that it can end; boxes and copies for pictures."""
+"""What the web pages share: who is being answered, so that it can end; copies of pictures; serving under limits."""
 
 import threading
 from typing import Any
@@ -7,8 +7,20 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llava.remote import SERVING_LIMITS
 
 SHOWN_SIDE = 768  # pixels of a picture's longer side on a page
+# Each page has its own button to clear, and shares nothing with other sites. In `head`, since gradio would confine
+# what is given as css to the inside of the page's margins.
+HEAD = """<style>
+#chatbot [aria-label="Share"], #chatbot [aria-label="Share conversation"], #chatbot [aria-label="Download"],
+#chatbot .top-panel:has([aria-label="Clear"]) { display: none !important; }
+@media (max-width: 640px) { .gradio-container .app { padding: 8px !important; } }
+</style>"""
 
 
 class Sessions:
@@ -39,10 +51,41 @@ def copy_for_page(image: Image.Image) -> str:
     return save_pil_to_cache(shown, get_upload_folder(), name="picture", format="png")
 
 
-class PictureBox(gr.Image):
-    """An image box that gives the file as it was uploaded; it is decoded under our own limits."""
+class LimitBodies:
+    """ASGI middleware for pages: requests other than uploads, which gradio limits itself, are small."""
 
-    is_template = True
+    def __init__(self, app: ASGIApp, limit: int = 2**20) -> None:
+        self.app = app
+        self.limit = limit
 
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else str(payload.path)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].rstrip("/").endswith("/upload"):
+            await self.app(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.limit:
+                raise HTTPException(413, f"the request has more than {self.limit:,} bytes")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def serve(page: gr.Blocks, host: str, port: int | None, share: bool = False, **options: Any) -> Any:
+    """Serves a page under limits; `options` are gradio's."""
+    return page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        show_error=True,
+        max_file_size=SERVING_LIMITS.bytes,
+        footer_links=[],
+        ssr_mode=False,
+        app_kwargs={"middleware": [Middleware(LimitBodies)]},
+        head=HEAD,
+        **options,
+    )

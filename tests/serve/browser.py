@@ -51,16 +51,17 @@ def opened(url: str, size: dict[str, int] = DESKTOP, is_phone: bool = False) -> 
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(QUIET))
         page = browser.new_page(viewport=size, has_touch=is_phone, is_mobile=is_phone)
         page.strangers = []
+        own = "/".join(url.split("/")[:3]) + "/"
 
         def guard(route: Any) -> None:
-            if route.request.url.startswith((url, "data:", "blob:")):
+            if route.request.url.startswith((own, "data:", "blob:")):
                 route.continue_()
             else:
                 page.strangers.append(route.request.url)
                 route.abort()
 
         page.route("**/*", guard)
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.goto(url, wait_until="domcontentloaded")
         try:
             yield page

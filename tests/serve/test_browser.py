@@ -20,8 +20,9 @@ from llava.serve.demo_examples import find_examples
 from llava.serve.gradio_web_server import build_demo
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
+from llava.serve.sessions import serve
 from llava.serve.web_page import Settings, WebPage
-from llava.serve.worker_registry import Registry
+from llava.serve.worker_registry import Registry, WorkerStatus
 from tests.serve.browser import PHONE, opened
 from tests.serve.conftest import MOE
 from tests.serve.running import free_port, serving, wait_for
@@ -272,13 +273,12 @@ def test_the_web_server_asks_a_worker_and_records_answer_and_vote(
     paced: PacedChat, folder: Path, tmp_path: Path
 ) -> None:
     registry = Registry()
-    with serving(create_app(registry)) as controller, serving(create_worker_app(ModelWorker(paced))) as worker:
-        from llava.serve.worker_registry import WorkerStatus
-
+    chat = Chat(paced.tokenizer, paced.model, paced.image_processor, 200, paced.name)
+    with serving(create_app(registry)) as controller, serving(create_worker_app(ModelWorker(chat))) as worker:
         registry.register(worker, WorkerStatus(("llava-tiny",), 1, 0), False)
         port = free_port()
         page_of = build_demo(WebPage(Settings(controller, log_folder=str(tmp_path))))
-        page_of.queue().launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
+        serve(page_of.queue(), "127.0.0.1", port, prevent_thread_lock=True, quiet=True)
         try:
             with opened(f"http://127.0.0.1:{port}/?model=llava-tiny") as page:
                 page.wait_for_selector("#picture-0 input[type=file]", state="attached")

@@ -167,6 +167,29 @@ def test_a_question_cannot_name_a_file_of_the_server(page: str) -> None:
     assert '"success":false' in answer.replace(" ", "") or "not a readable picture" in answer
 
 
+def test_a_picture_cannot_be_named_by_an_address(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradio would fetch it, without a limit of size, from any public host."""
+    asked: list[str] = []
+    for name in ("ssrf_protected_download", "async_ssrf_protected_download"):
+        monkeypatch.setattr(f"gradio.processing_utils.{name}", lambda url, folder: asked.append(url))
+    file = {"path": "http://pictures.example/a.png", "meta": {"_type": "gradio.FileData"}, "mime_type": "image/png"}
+    question = fire(page, "submit", [{"text": "What?", "files": [file]}, None, "vicuna_v1", 0.2, 0.7, 5])
+    for answer in (question, fire(page, "upload", [file])):
+        assert "pictures are uploaded here, not named by an address" in answer
+    assert asked == []
+
+
+def test_a_page_refuses_large_requests_that_are_no_uploads(page: str) -> None:
+    message = {"fn_index": 0, "data": ["x" * 2**21], "session_hash": "large"}
+    assert httpx.post(f"{page}/gradio_api/queue/join", json=message).status_code == 413
+
+
+def test_an_upload_beyond_the_limit_is_refused(page: str) -> None:
+    files = {"files": ("a.png", b"x" * (21 * 2**20), "image/png")}
+    response = httpx.post(f"{page}/gradio_api/upload", files=files, timeout=60)
+    assert response.status_code == 413
+
+
 def test_errors_at_the_start_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: "):
         main(["--model-path", str(tmp_path / "nothing"), "--device", "cpu"])

@@ -1,11 +1,13 @@
 """The worker's endpoints over real sockets: payloads, stream, errors, limits, clients that leave."""
 
+import base64
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import httpx
 import pytest
 
 from llava.inference import Chat, Decoding
+from llava.remote import decode_images
 from llava.serve import http
 from llava.serve.generation import MAX_UNREAD, TOO_LONG, Outbox
 from llava.serve.model_worker import ModelWorker, create_app, parse_arguments
@@ -61,10 +64,7 @@ def test_text_is_cumulative_and_begins_with_the_prompt(worker: str, chat: Chat) 
     texts = [message["text"] for message in messages]
     assert all(set(message) == {"text", "error_code"} and message["error_code"] == 0 for message in messages)
     assert all(text.startswith(PROMPT) for text in texts)
-    assert all(later.startswith(earlier.rstrip()) for earlier, later in zip(texts, texts[1:], strict=False))
-    import base64
-
-    from llava.remote import decode_images
+    assert all(later.startswith(earlier.rstrip()) for earlier, later in pairwise(texts))
 
     image = decode_images([base64.b64decode(picture())])
     expected = chat.answer_all([PROMPT], [image], Decoding(temperature=0, max_new_tokens=8))[0]
