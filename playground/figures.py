@@ -12,23 +12,24 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 Answers = Sequence[Mapping[str, Any]]
+Curve = tuple[list[int], list[float]]
 GOOD, BAD = "#1a7f37", "#b3261e"
 
 
-def playground_curve(log: Path) -> tuple[list[int], list[float]]:
+def playground_curve(log: Path) -> Curve:
     """Steps and losses of the playground's own trainings."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     return [row["step"] for row in rows], [row["loss"] for row in rows]
 
 
-def trainer_curve(run: Path, key: str = "loss") -> tuple[list[int], list[float]]:
+def trainer_curve(run: Path, key: str = "loss") -> Curve:
     """Steps and values of a LLaVA training run, from its trainer_state.json."""
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     rows = [row for row in history if key in row]
     return [row["step"] for row in rows], [float(row[key]) for row in rows]
 
 
-def loss_curves(panels: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], target: Path) -> None:
+def loss_curves(panels: Mapping[str, Mapping[str, Curve]], target: Path) -> None:
     """One panel per title, one line per name in it."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -26,38 +27,70 @@ class CommandFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Command:
-    """title and total: for the bar. threads: of the processor that it may use."""
+    """title and total: for the bar, a total of 0 if it is not known before. threads: of the
+    processor that it may use. needs: names of commands that must be done first."""
 
+    name: str
     title: str
     arguments: Sequence[str]
     log: Path
     total: int
     threads: int = 1
+    needs: tuple[str, ...] = ()
 
 
-def run_together(commands: Sequence[Command]) -> None:
-    """Run all at once and wait. The first failure, or Ctrl-C, ends the others.
+class Observer(Protocol):
+    """Is told when a command begins, and when it has ended well."""
 
-    Raises CommandFailed with the last lines of the log of the one that failed.
+    def begin(self, name: str) -> None: ...
+    def finish(self, name: str, seconds: float) -> None: ...
+
+
+@dataclass
+class _Running:
+    command: Command
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def run_side_by_side(commands: Sequence[Command], slots: int, observer: Observer) -> None:
+    """Run all, at most `slots` at once, each as soon as what it needs is done; earlier ones in the list go first.
+
+    What a command needs and is not in the list counts as done. The first failure, or Ctrl-C, ends the others.
+    Raises CommandFailed with the last lines of the log of the one that failed, and ValueError where commands wait for
+    each other.
     """
-    running = [(command, _start(command)) for command in commands]
-    bars = [tqdm(desc=c.title, total=c.total, position=place, mininterval=0.5) for place, c in enumerate(commands)]
+    waiting, running, done = list(commands), list[_Running](), set[str]()
+    listed = {command.name for command in commands}
+    bars = {c.name: tqdm(desc=c.title, total=c.total, position=i, mininterval=0.5) for i, c in enumerate(commands)}
     try:
-        while any(process.poll() is None for _, process in running):
-            for (command, process), bar in zip(running, bars, strict=True):
-                _follow(command.log, bar)
-                if process.poll():
-                    raise CommandFailed(_failure(command, process.returncode))
+        while waiting or running:
+            ready = [c for c in waiting if all(need in done or need not in listed for need in c.needs)]
+            if waiting and not ready and not running:
+                raise ValueError(f"{[command.name for command in waiting]} wait for each other")
+            for command in ready[: slots - len(running)]:
+                waiting.remove(command)
+                observer.begin(command.name)
+                running.append(_Running(command, _start(command), time.monotonic()))
             time.sleep(0.3)
-        for (command, process), bar in zip(running, bars, strict=True):
-            _follow(command.log, bar)
-            if process.returncode:
-                raise CommandFailed(_failure(command, process.returncode))
+            for item in [item for item in running if _has_ended(item, bars[item.command.name])]:
+                running.remove(item)
+                done.add(item.command.name)
+                observer.finish(item.command.name, time.monotonic() - item.started)
     finally:
-        for _, process in running:
-            _stop(process)
-        for bar in bars:
+        for item in running:
+            _stop(item.process)
+        for bar in bars.values():
             bar.close()
+
+
+def _has_ended(item: _Running, bar: "tqdm[object]") -> bool:
+    """Raises CommandFailed if it has, badly."""
+    status = item.process.poll()
+    _follow(item.command.log, bar)
+    if status:
+        raise CommandFailed(_failure(item.command, status))
+    return status is not None
 
 
 def _start(command: Command) -> subprocess.Popen[bytes]:
@@ -91,6 +124,8 @@ def _tail(log: Path) -> bytes:
 def _follow(log: Path, bar: "tqdm[object]") -> None:
     # Libraries print bars of their own (loading or writing a file); the one with our total is the work itself.
     found = PROGRESS.findall(_tail(log)) if log.exists() else []
+    if not bar.total and found:
+        bar.total = int(found[-1][1])
     done = max((int(count) for count, total in found if int(total) == bar.total), default=bar.n)
     if done != bar.n:
         bar.update(done - bar.n)

@@ -1,13 +1,15 @@
-"""From nothing to a trained LLaVA that answers: the whole of it on a world small enough for a laptop.
+"""From nothing to a LLaVA and a MoVE-KD that answer: the whole of it on a world small enough for a laptop.
 
     python -m playground.quickstart [--out playground/out] [--fresh]
 
-Draws the world, makes a tiny language model and a tiny CLIP, trains both stages through llava/train/train_mem.py,
-evaluates on held-out scenes, answers one question and draws figures. What is complete is reused, the rest resumed.
+Draws the world, makes a tiny language model, a tiny CLIP and teachers of other skills, trains both stages through
+llava/train/train_mem.py without and with the teachers (same data, steps and learning rates), evaluates both on held-out
+scenes, answers one question and draws figures. What is complete is reused, the rest resumed.
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -19,22 +21,26 @@ from PIL import Image
 
 from llava.inference import Turn
 from playground import figures
-from playground.evaluate import BATCH, GREEDY, load_chat, read_scores, table
-from playground.processes import Command, CommandFailed, python, run_together
+from playground.evaluate import GREEDY, load_chat, read_scores, table
+from playground.processes import Command, CommandFailed, python, run_side_by_side
 from playground.recipe import RECIPES, Recipe
-from playground.stages import finetune_command, pretrain_command
+from playground.stages import distill_flags, finetune_command, pretrain_command
 from playground.steps import Stamps
 
 DATA = ("world", "data")
-PIECES = {"data": DATA, "language": ("world", "language"), "clip": ("world", "clip")}
+LANGUAGE = ("world", "language")
+CLIP = ("world", "clip")
+LM_LOSS = "lm"  # the name of the language model's term in the log of a distilling run
+TEACHERS = ("world", "teachers")
 STAGE1 = ("world", "data", "language", "clip", "pretrain")
-STAGE2 = (*STAGE1, "finetune")
+SLOTS = 2  # commands at a time
+MOST_THREADS = 4  # of one command; more do not help networks this small
 
 
 @dataclass(frozen=True)
 class Step:
-    """output: the folder or file it makes. parts: of the recipe that it depends on. total: of its progress bar.
-    threads: of the processor."""
+    """output: the folder or file it makes. parts: of the recipe that it depends on. total: of its progress bar, 0 if
+    unknown. needs: steps that must be done before."""
 
     name: str
     title: str
@@ -42,7 +48,26 @@ class Step:
     parts: tuple[str, ...]
     arguments: Sequence[str]
     total: int
-    threads: int = 1
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: `folder` is put before the names of its stages' folders."""
+
+    name: str
+    folder: str = ""
+    distills: bool = False
+
+    def stage(self, out: Path, number: int) -> Path:
+        return out / f"{self.folder}stage{number}"
+
+    def result(self, out: Path) -> Path:
+        return out / "results" / self.name.lower() / "result.json"
+
+
+PLAIN, DISTILLED = Arm("LLaVA"), Arm("MoVE-KD", "move-kd-", distills=True)
+ARMS = (DISTILLED, PLAIN)  # the longer one first, so that both end together
 
 
 class Pipeline:
@@ -50,91 +75,133 @@ class Pipeline:
 
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self.out, self.recipe, self.stamps = out, recipe, Stamps(out)
+        self.steps: dict[str, Step] = {}
 
-    def run(self, *steps: Step) -> None:
+    def run(self, steps: Sequence[Step]) -> None:
         """Raises CommandFailed naming the log of the step that failed."""
-        prints = {step.name: self.recipe.fingerprint(*step.parts) for step in steps}
-        waiting = [step for step in steps if not self.stamps.is_done(step.name, prints[step.name])]
+        self.steps = {step.name: step for step in steps}
+        waiting = [step for step in steps if not self.stamps.is_done(step.name, self._fingerprint(step.name))]
         for step in steps:
             if step not in waiting:
                 print(f"{step.title}: already there")
-        if not waiting:
-            return
-        for step in waiting:
-            self.stamps.begin(step.name, prints[step.name], step.output)
-        start = time.monotonic()
         logs = self.out / "logs"
-        run_together([Command(s.title, s.arguments, logs / f"{s.name}.txt", s.total, s.threads) for s in waiting])
-        for step in waiting:
-            self.stamps.finish(step.name, prints[step.name], time.monotonic() - start)
-
-    def piece(self, name: str, title: str) -> Step:
-        arguments = python("playground.make", name, "--recipe", self.recipe.name, "--out", str(self.out))
-        total = {
-            "data": self.recipe.data.pictures,
-            "language": self.recipe.language.steps,
-            "clip": self.recipe.clip.steps,
-        }
-        return Step(name, title, self.out / name, PIECES[name], arguments, total[name])
-
-    def pretrain(self) -> Step:
-        target = self.out / "stage1"
-        arguments = pretrain_command(self.out, self.recipe, target)
-        return Step("stage1", "Stage 1", target, STAGE1, arguments, self.recipe.pretrain.steps, threads=2)
-
-    def finetune(self) -> Step:
-        target = self.out / "stage2"
-        arguments = finetune_command(self.out, self.recipe, self.out / "stage1", target)
-        return Step("stage2", "Stage 2", target, STAGE2, arguments, self.recipe.finetune.steps, threads=2)
-
-    def evaluation(self) -> Step:
-        target = self.out / "results" / "llava"
-        files = {"--model": self.out / "stage2", "--data": self.out / "data", "--to": target / "result.json"}
-        flags = [part for flag, path in files.items() for part in (flag, str(path))]
-        lines = (self.out / "data" / "heldout.jsonl").read_text().count("\n")
-        batches = -(-lines // BATCH)
-        return Step(
-            "evaluation", "Evaluation", target, STAGE2, python("playground.evaluate", *flags), batches, threads=2
+        threads = max(1, min(MOST_THREADS, (os.cpu_count() or SLOTS) // SLOTS))
+        run_side_by_side(
+            [Command(s.name, s.title, s.arguments, logs / f"{s.name}.txt", s.total, threads, s.needs) for s in waiting],
+            SLOTS,
+            self,
         )
+
+    def _fingerprint(self, name: str) -> str:
+        return self.recipe.fingerprint(*self.steps[name].parts)
+
+    def begin(self, name: str) -> None:
+        self.stamps.begin(name, self._fingerprint(name), self.steps[name].output)
+
+    def finish(self, name: str, seconds: float) -> None:
+        self.stamps.finish(name, self._fingerprint(name), seconds)
+
+    def piece(self, name: str, title: str, parts: tuple[str, ...], total: int) -> Step:
+        arguments = python("playground.make", name, "--recipe", self.recipe.name, "--out", str(self.out))
+        return Step(name, title, self.out / name, parts, arguments, total)
+
+    def teacher(self, kind: str) -> Step:
+        target, training = self.out / "teachers" / kind, self.recipe.teachers.of(kind)
+        flags = ("--recipe", self.recipe.name, "--out", str(self.out), "--teachers", kind)
+        arguments = python("playground.make", "teachers", *flags)
+        return Step(f"teacher-{kind}", f"Teacher {kind}", target, TEACHERS, arguments, training.steps)
+
+    def arm(self, arm: Arm) -> list[Step]:
+        """Stage 1, stage 2 and evaluation."""
+        recipe, first, second = self.recipe, arm.stage(self.out, 1), arm.stage(self.out, 2)
+        parts = (*STAGE1, "teachers", "distill") if arm.distills else STAGE1
+        extra = distill_flags(self.out, recipe) if arm.distills else []
+        taught = tuple(f"teacher-{kind}" for kind in recipe.distill.teachers) if arm.distills else ()
+        files = {"--model": second, "--data": self.out / "data", "--to": arm.result(self.out)}
+        flags = [part for flag, path in files.items() for part in (flag, str(path))]
+        return [
+            Step(
+                first.name,
+                f"{arm.name}, stage 1",
+                first,
+                parts,
+                pretrain_command(self.out, recipe, first, extra),
+                recipe.pretrain.steps,
+                ("data", "language", "clip", *taught),
+            ),
+            Step(
+                second.name,
+                f"{arm.name}, stage 2",
+                second,
+                (*parts, "finetune"),
+                finetune_command(self.out, recipe, first, second, extra),
+                recipe.finetune.steps,
+                (first.name,),
+            ),
+            Step(
+                f"{arm.folder}evaluation",
+                f"{arm.name}, evaluation",
+                arm.result(self.out).parent,
+                (*parts, "finetune"),
+                python("playground.evaluate", *flags),
+                0,
+                (second.name,),
+            ),
+        ]
 
 
 def run(out: Path, recipe: Recipe) -> None:
     pipeline = Pipeline(out, recipe)
-    pipeline.run(
-        pipeline.piece("language", "Language model"), pipeline.piece("clip", "CLIP"), pipeline.piece("data", "World")
-    )
-    pipeline.run(pipeline.pretrain())
-    pipeline.run(pipeline.finetune())
-    pipeline.run(pipeline.evaluation())
+    pieces = [
+        pipeline.piece("language", "Language model", LANGUAGE, recipe.language.steps),
+        pipeline.piece("clip", "CLIP", CLIP, recipe.clip.steps),
+        pipeline.piece("data", "World", DATA, recipe.data.pictures),
+        *(pipeline.teacher(kind) for kind in recipe.distill.teachers),
+    ]
+    pipeline.run([*pieces, *(step for arm in ARMS for step in pipeline.arm(arm))])
 
 
 def report(out: Path) -> None:
     """The table, one answered question, and the figures."""
-    result = json.loads((out / "results" / "llava" / "result.json").read_text())
-    scores = read_scores(out / "results" / "llava" / "result.json")
-    report_folder = out / "report"
-    report_folder.mkdir(exist_ok=True)
+    results = {arm.name: json.loads(arm.result(out).read_text()) for arm in (PLAIN, DISTILLED)}
+    scores = {arm.name: read_scores(arm.result(out)) for arm in (PLAIN, DISTILLED)}
+    folder = out / "report"
+    folder.mkdir(exist_ok=True)
     figures.loss_curves(
         {
             "language model, text only": {"loss": figures.playground_curve(out / "language" / "log.jsonl")},
             "CLIP, contrastive": {"loss": figures.playground_curve(out / "clip" / "log.jsonl")},
-            "stage 1, captions": {"loss": figures.trainer_curve(out / "stage1")},
-            "stage 2, conversations": {"loss": figures.trainer_curve(out / "stage2")},
+            "teachers, dense labels": {
+                log.parent.name: figures.playground_curve(log) for log in sorted(out.glob("teachers/*/log.jsonl"))
+            },
+            **{
+                title: stage_curves(out, number)
+                for number, title in ((1, "stage 1, captions"), (2, "stage 2, answers"))
+            },
         },
-        report_folder / "losses.png",
+        folder / "losses.png",
     )
-    figures.contact_sheet(result["answers"], out / "data" / "images", report_folder / "contact_sheet.png")
-    figures.accuracy_bars({"LLaVA": scores}, report_folder / "accuracy.png")
-    text = table({"LLaVA": scores})
-    (report_folder / "table.txt").write_text(text + "\n")
+    answers = results[DISTILLED.name]["answers"]
+    figures.contact_sheet(answers, out / "data" / "images", folder / "contact_sheet.png")
+    figures.accuracy_bars(scores, folder / "accuracy.png")
+    text = table(scores)
+    (folder / "table.txt").write_text(text + "\n")
     print(f"\n{text}\n")
-    answer_one(out, result["answers"][0])
-    print(f"\nfigures: {report_folder}/losses.png, accuracy.png, contact_sheet.png")
+    for kind, quality in ((path.parent.name, json.loads(path.read_text())) for path in out.glob("*/*/quality.json")):
+        print(f"teacher {kind}, on validation scenes: " + ", ".join(f"{k} {v:.1%}" for k, v in quality.items()))
+    answer_one(out, answers[0])
+    print(f"\nfigures: {folder}/losses.png, accuracy.png, contact_sheet.png")
+
+
+def stage_curves(out: Path, number: int) -> dict[str, figures.Curve]:
+    """The language model's loss of both arms; what distilling adds to it is not part of either line."""
+    plain = figures.trainer_curve(PLAIN.stage(out, number))
+    return {PLAIN.name: plain, DISTILLED.name: figures.trainer_curve(DISTILLED.stage(out, number), LM_LOSS)}
 
 
 def answer_one(out: Path, line: dict[str, str]) -> None:
     """Through the same door as any client: load the checkpoint, show it a picture, ask."""
-    chat = load_chat(out / "stage2")
+    chat = load_chat(DISTILLED.stage(out, 2))
     picture = out / "data" / "images" / line["image"]
     with Image.open(picture) as image:
         prompt = chat.prompt([Turn(line["text"], (image.convert("RGB"),))])

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from playground.clip import ClipTraining
 from playground.language import LanguageTraining
 from playground.llava_data import DataSize
+from playground.teachers import TeachersConfig, TeacherTraining
 from playground.world import WorldConfig
 
 
@@ -23,12 +24,24 @@ class StageTraining:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """What the distilling arm has besides: who teaches it beside CLIP, and experts in its tower."""
+
+    teachers: tuple[str, ...] = ("eva", "convnext")
+    experts: int = 3
+    rank: int = 8
+    weight: float = 4.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     name: str
     world: WorldConfig = field(default_factory=WorldConfig)
     data: DataSize = field(default_factory=DataSize)
     language: LanguageTraining = field(default_factory=LanguageTraining)
     clip: ClipTraining = field(default_factory=ClipTraining)
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    distill: Distillation = field(default_factory=Distillation)
     pretrain: StageTraining = field(default_factory=lambda: StageTraining(300, 3e-3))
     finetune: StageTraining = field(default_factory=lambda: StageTraining(600, 1e-3))
 
@@ -45,6 +58,7 @@ RECIPES: Mapping[str, Recipe] = {
         data=DataSize(pretrain=64, finetune=64, validation=8, heldout=16, conversations=1, turns=4),
         language=LanguageTraining(scenes=100, steps=12, batch=4, captions=2),
         clip=ClipTraining(scenes=200, easy_scenes=100, steps=8, batch=16),
+        teachers=TeachersConfig(*(TeacherTraining(4, batch=8, scenes=40) for _ in range(3))),
         pretrain=StageTraining(4, 3e-3, batch=8, save_steps=2),
         finetune=StageTraining(4, 1e-3, batch=8, save_steps=2),
     ),

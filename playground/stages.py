@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from playground.recipe import Recipe, StageTraining
+from playground.teachers import EVA_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +58,23 @@ def shared_flags(out: Path, stage: StageTraining, output: Path) -> list[str]:
         "report_to": "none",
     }
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def distill_flags(out: Path, recipe: Recipe) -> list[str]:
+    """What turns either stage into MoVE-KD: teachers beside CLIP, and experts in the tower."""
+    folders = {kind: out / "teachers" / kind for kind in recipe.distill.teachers}
+    paths = {kind: folder / EVA_FILE if kind == "eva" else folder for kind, folder in folders.items()}
+    specs = [f"{kind}:path={path},size={recipe.world.side}" for kind, path in paths.items()]
+    settings = {
+        "kd_recipe": "ours",
+        "kd_w": recipe.distill.weight,
+        "moe_encoder": True,
+        "moe_encoder_num_experts": recipe.distill.experts,
+        "moe_encoder_lora_rank": recipe.distill.rank,
+        "tune_encoder": True,
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return ["--encoder_teachers", "clip", *specs, *flags]
 
 
 def pretrain_command(out: Path, recipe: Recipe, output: Path, extra: Sequence[str] = ()) -> list[str]:
