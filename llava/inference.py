@@ -14,13 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.model.packing import PackConfig, pack_image
-from llava.model.vision_inputs import tiles_of
 from llava.template_choice import check_template, choose_template, stop_string, until_stop
+from llava.token_count import count_tokens
 
 __all__ = ["Chat", "ContextExceeded", "Decoding", "Turn", "choose_template", "image_prefix", "stop_string"]
 
@@ -163,7 +162,7 @@ class Chat:
         for prompt, pictures in zip(prompts, images, strict=True):
             self._check(prompt, len(pictures))
         with self._tokenizing:
-            rows = [tokenizer_image_token(prompt, self.tokenizer, return_tensors="pt") for prompt in prompts]
+    XX
         length = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.full((len(rows), length), pad, dtype=torch.long)
@@ -209,21 +208,9 @@ class Chat:
         cut = self.model.config.to_dict().get("tokenizer_model_max_length")
         return min(self.context_length, int(cut)) if cut else self.context_length
 
-    def count_tokens(self, inputs: dict[str, Any]) -> int:
-        """Length of the longest prompt of `inputs` with its pictures, whatever tiles they were cut into."""
-        ids = inputs["inputs"]
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        pictures = (ids == IMAGE_TOKEN_INDEX).sum(dim=1).tolist()
-        tokens = iter(image_tokens(self.model, inputs["images"], inputs["image_sizes"]) if any(pictures) else ())
-        totals = []
-        for length, count in zip(lengths, pictures, strict=True):
-            taken = [next(tokens) for _ in range(count or int(any(pictures)))]
-            totals.append(length - count + (sum(taken) if count else 0))
-        return max(totals)
-
     def room(self, inputs: dict[str, Any]) -> int:
         """How many tokens an answer may have. Raises ContextExceeded if there is no room for one."""
-        used = self.count_tokens(inputs)
+        used = count_tokens(self.model, inputs)
         room = self.context_length - used
         if used > self.prompt_limit or room < 1:
             raise ContextExceeded(
@@ -309,21 +296,3 @@ def image_prefix(chat: Chat, count: int) -> str:
     if chat.model.config.to_dict().get("mm_use_im_start_end"):
         token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
     return (token + "\n") * count
-
-
-def image_tokens(model: Any, images: Tensor | Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """How many tokens each picture becomes, found by packing features of width 1 instead of the tower's."""
-    tower = model.get_vision_tower()
-    per_tile = tower.num_patches + int(tower.has_class_token and tower.select_feature.endswith("cls_patch"))
-    tiles, counts = tiles_of(images)
-    if counts is None:
-        return [per_tile] * len(tiles)
-    config, newline = PackConfig.of(model.config), torch.zeros(1)
-    return [
-        len(
-            pack_image(
-                torch.zeros(count, per_tile, 1), config, image_size=size, tile_size=tower.image_size, newline=newline
-            )
-        )
-        for count, size in zip(counts, image_sizes, strict=True)
-    ]

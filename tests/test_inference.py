@@ -14,6 +14,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.inference import Chat, ContextExceeded, Decoding, Turn
 from llava.template_choice import choose_template, stop_string, until_stop
+from llava.token_count import count_tokens
 from tests.tiny import NUM_PATCHES, PINPOINTS, save_tiny_llava, tiny_lm_folder
 
 MOE = {
@@ -115,7 +116,7 @@ def test_tokens_of_tiled_pictures_are_counted_as_the_model_packs_them(
     _, _, _, _, embeds, _ = anyres.model.prepare_inputs_labels_for_multimodal(
         inputs["inputs"], None, None, None, None, inputs["images"], image_sizes=inputs["image_sizes"]
     )
-    assert anyres.count_tokens(inputs) == embeds.shape[1]
+    assert count_tokens(anyres.model, inputs) == embeds.shape[1]
 
 
 def test_tokens_of_a_mixed_batch_are_counted(chat: Chat) -> None:
@@ -124,7 +125,7 @@ def test_tokens_of_a_mixed_batch_are_counted(chat: Chat) -> None:
     own = (inputs["inputs"][0] == IMAGE_TOKEN_INDEX).sum().item()
     length = inputs["attention_mask"][0].sum().item()
     assert own == 1
-    assert chat.count_tokens(inputs) == max(length - 1 + NUM_PATCHES, inputs["attention_mask"][1].sum().item())
+    assert count_tokens(chat.model, inputs) == max(length - 1 + NUM_PATCHES, inputs["attention_mask"][1].sum().item())
 
 
 def test_an_answer_ends_where_the_context_does(chat: Chat) -> None:

@@ -17,8 +17,9 @@ SHOWN_SIDE = 768  # pixels of a picture's longer side on a page
 # Each page has its own button to clear, and shares nothing with other sites. In `head`, since gradio would confine
 # what is given as css to the inside of the page's margins.
 HEAD = """<style>
-#chatbot [aria-label="Share"], #chatbot [aria-label="Share conversation"], #chatbot [aria-label="Download"],
-#chatbot .top-panel:has([aria-label="Clear"]) { display: none !important; }
+#chatbot .icon-button-wrapper:has([aria-label="Share"], [aria-label="Download"], [aria-label="Clear"]) {
+  display: none !important;
+}
 @media (max-width: 640px) { .gradio-container .app { padding: 8px !important; } }
 </style>"""
 
