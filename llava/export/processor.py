@@ -42,12 +42,10 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     LLaVA tokenizes the text behind a picture by itself, and a Llama tokenizer starts every text with a space. Where
     that shows in the ids, the copy puts that space behind a picture. Raises CheckpointError if ids differ all the same.
     """
-    exported = copy.deepcopy(tokenizer)
-    exported.add_tokens([AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=True)], special_tokens=True)
-    if exported.pad_token is None or exported.pad_token == exported.unk_token:
-        exported.add_special_tokens({"pad_token": PAD_TOKEN})
+    exported = _with_new_tokens(tokenizer, is_normalized=False)
     if differing_probes(tokenizer, exported):
-        exported = _with_space_behind_pictures(exported)
+        exported = _with_new_tokens(tokenizer, is_normalized=True)
+        _put_space_behind_pictures(exported)
     if differing := differing_probes(tokenizer, exported):
         raise CheckpointError(
             f"the tokenizer ({type(tokenizer).__name__}) cuts {differing[0]!r} otherwise when {DEFAULT_IMAGE_TOKEN} is "
@@ -66,17 +64,27 @@ def differing_probes(tokenizer: PreTrainedTokenizerBase, exported: PreTrainedTok
     ]
 
 
-def _with_space_behind_pictures(tokenizer: Any) -> PreTrainedTokenizerBase:
-    """The same tokenizer as a plain fast one: a Llama tokenizer drops its normalizer when it is loaded again."""
-    backend = tokenizer.backend_tokenizer
-    rule = normalizers.Replace(Regex(BEFORE_TEXT), DEFAULT_IMAGE_TOKEN + " ")
-    backend.normalizer = rule if backend.normalizer is None else normalizers.Sequence([rule, backend.normalizer])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+def _with_new_tokens(tokenizer: Any, is_normalized: bool) -> Any:
+    """A plain fast tokenizer, because the named ones (Llama's, for one) rebuild themselves by their own rules when they
+    are loaded. is_normalized: `<image>` is looked for in the text that the normalizer gives, not in the original."""
+    exported = PreTrainedTokenizerFast(
+        tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer),
         model_max_length=tokenizer.model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
         **tokenizer.special_tokens_map,
     )
+    image = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=is_normalized)
+    exported.add_tokens([image], special_tokens=True)
+    if exported.pad_token is None or exported.pad_token == exported.unk_token:
+        exported.add_special_tokens({"pad_token": PAD_TOKEN})
+    return exported
+
+
+def _put_space_behind_pictures(tokenizer: Any) -> None:
+    backend = tokenizer.backend_tokenizer
+    rule = normalizers.Replace(Regex(BEFORE_TEXT), DEFAULT_IMAGE_TOKEN + " ")
+    backend.normalizer = rule if backend.normalizer is None else normalizers.Sequence([rule, backend.normalizer])
 
 
 def image_settings(image_processor: Any) -> dict[str, Any]:
