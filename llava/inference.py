@@ -162,7 +162,7 @@ class Chat:
         for prompt, pictures in zip(prompts, images, strict=True):
             self._check(prompt, len(pictures))
         with self._tokenizing:
-    XX
+            rows = [torch.tensor(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
         length = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.full((len(rows), length), pad, dtype=torch.long)
