@@ -103,22 +103,61 @@ def evaluate(model: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def table(results: Mapping[str, Sequence[Score]]) -> str:
-    """Percent by kind of question: the prior, then each model with its standard error."""
+@dataclass(frozen=True)
+class Gain:
+    """How much more one model gets right than another on the same questions, and the paired standard error."""
+
+    value: float
+    error: float
+
+
+def gains(better: Sequence[Mapping[str, str]], worse: Sequence[Mapping[str, str]]) -> dict[str, Gain]:
+    """By kind, from two models' answers to the same questions in the same order."""
+    steps: dict[str, list[int]] = defaultdict(list)
+    for one, other in zip(better, worse, strict=True):
+        assert one["question_id"] == other["question_id"]
+        steps[one["category"]].append(_is_right(one) - _is_right(other))
+    found = {}
+    for kind, values in steps.items():
+        value = sum(values) / len(values)
+        variance = sum((step - value) ** 2 for step in values) / len(values)
+        found[kind] = Gain(value, math.sqrt(variance / len(values)))
+    return found
+
+
+def _is_right(answer: Mapping[str, str]) -> bool:
+    return answer["prediction"].strip().lower() == answer["answer"]
+
+
+def mean_gain(by_kind: Mapping[str, Gain], kinds: Sequence[str]) -> Gain:
+    chosen = [by_kind[kind] for kind in kinds if kind in by_kind]
+    error = math.sqrt(sum(item.error**2 for item in chosen)) / len(chosen)
+    return Gain(sum(item.value for item in chosen) / len(chosen), error)
+
+
+def table(results: Mapping[str, Sequence[Score]], by_kind: Mapping[str, Gain] | None = None) -> str:
+    """Percent by kind of question: the prior, then each model with its standard error, and a paired difference."""
     first = next(iter(results.values()))
     names = list(results)
     head = f"{'question':<12}{'asked':>6}{'prior':>8}" + "".join(f"{name:>18}" for name in names)
+    head += f"{'difference':>18}" * bool(by_kind)
     rows = [head, "-" * len(head)]
     for place, item in enumerate(first):
         cells = "".join(f"{_percent(results[name][place].accuracy, results[name][place].error):>18}" for name in names)
+        cells += f"{_signed(by_kind[item.kind]):>18}" if by_kind else ""
         rows.append(f"{item.kind:<12}{item.questions:>6}{100 * item.prior:>8.1f}{cells}")
     rows.append("-" * len(head))
     for label, kinds in (("visual", VISUAL_KINDS), ("all", KINDS)):
         means = {name: mean(results[name], kinds) for name in names}
         cells = "".join(f"{_percent(means[name][0], means[name][2]):>18}" for name in names)
+        cells += f"{_signed(mean_gain(by_kind, kinds)):>18}" if by_kind else ""
         rows.append(f"{label:<12}{'':>6}{100 * means[names[0]][1]:>8.1f}{cells}")
     rows.append(f"visual: mean of {', '.join(VISUAL_KINDS)}. +- is the standard error over questions, not over runs.")
     return "\n".join(rows)
+
+
+def _signed(gain: Gain) -> str:
+    return f"{100 * gain.value:+.1f} +- {100 * gain.error:.1f}"
 
 
 def _percent(value: float, error: float) -> str:

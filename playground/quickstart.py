@@ -21,7 +21,7 @@ from PIL import Image
 
 from llava.inference import Turn
 from playground import figures
-from playground.evaluate import GREEDY, load_chat, read_scores, table
+from playground.evaluate import GREEDY, gains, load_chat, read_scores, table
 from playground.processes import Command, CommandFailed, python, run_side_by_side
 from playground.recipe import RECIPES, Recipe
 from playground.stages import distill_flags, finetune_command, pretrain_command
@@ -184,13 +184,14 @@ def report(out: Path) -> None:
     answers = results[DISTILLED.name]["answers"]
     figures.contact_sheet(answers, out / "data" / "images", folder / "contact_sheet.png")
     figures.accuracy_bars(scores, folder / "accuracy.png")
-    text = table(scores)
+    text = table(scores, gains(answers, results[PLAIN.name]["answers"]))
     (folder / "table.txt").write_text(text + "\n")
     print(f"\n{text}\n")
     for kind, quality in ((path.parent.name, json.loads(path.read_text())) for path in out.glob("*/*/quality.json")):
         print(f"teacher {kind}, on validation scenes: " + ", ".join(f"{k} {v:.1%}" for k, v in quality.items()))
     answer_one(out, answers[0])
     print(f"\nfigures: {folder}/losses.png, accuracy.png, contact_sheet.png")
+    print(f"experts and features: {DISTILLED.stage(out, 2)}/report/report.md")
 
 
 def stage_curves(out: Path, number: int) -> dict[str, figures.Curve]:

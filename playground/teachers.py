@@ -44,8 +44,8 @@ class TeacherTraining:
 class TeachersConfig:
     """One training per kind. Digits break through late: with fewer steps `convnext` has none to teach."""
 
-    convnext: TeacherTraining = field(default_factory=lambda: TeacherTraining(800))
-    eva: TeacherTraining = field(default_factory=lambda: TeacherTraining(300))
+    convnext: TeacherTraining = field(default_factory=lambda: TeacherTraining(450))
+    eva: TeacherTraining = field(default_factory=lambda: TeacherTraining(280))
     sam: TeacherTraining = field(default_factory=lambda: TeacherTraining(200))
 
     def of(self, kind: str) -> TeacherTraining:
