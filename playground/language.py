@@ -3,10 +3,8 @@
 In place of a picture it sees one vector a patch, the sum of the embeddings of the words that are true of its cell.
 A question whose answer follows at once is learned in minutes; one with words in between is hardly learned at all.
 So training begins with bare questions and answers, and then moves to LLaVA's own template.
-Run as `python -m playground.language --help`.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -52,8 +50,8 @@ class LanguageTraining:
     rope_theta: float = 1e6
     # Four patches a cell, as the vision tower has; a thing may be missing from some of them, and all are noisy.
     patches: int = 6
-    hidden_share: float = 0.25
-    noise: float = 0.3
+    hidden_share: float = 0.4
+    noise: float = 0.5
     seed: int = 0
 
 
@@ -72,8 +70,20 @@ class SymbolicText:
     def __init__(self, scenes: Sequence[Scene], tokenizer: LlamaTokenizer, config: LanguageTraining) -> None:
         self.scenes, self.tokenizer, self.config = scenes, tokenizer, config
         self.chance = np.random.default_rng((config.seed, 2))
+        self.known: dict[str, list[int]] = {}
         side = np.arange(config.patches) * GRID // config.patches
         self.cell_of_patch = torch.from_numpy((side[:, None] * GRID + side[None]).reshape(-1))
+
+    def draw(self, count: int) -> list[int]:
+        """Numbers of scenes."""
+        return self.chance.integers(len(self.scenes), size=count).tolist()
+
+    def questions(self, step: int) -> Rows:
+        """The curriculum: bare questions, then conversations."""
+        config = self.config
+        if step < config.bare_share * config.steps:
+            return self.bare(self.draw(config.batch), 2 * config.turns)
+        return self.dialogs(self.draw(config.batch), config.turns)
 
     def bare(self, chosen: Sequence[int], turns: int) -> Rows:
         """Questions and answers in a row, nothing between them; the answers are learned."""
@@ -104,7 +114,9 @@ class SymbolicText:
         return self._stack([(row.input_ids, row.labels) for row in labeled], chosen)
 
     def _words(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self.known[text]
 
     def _stack(self, rows: Sequence[tuple[Tensor, Tensor]], chosen: Sequence[int]) -> Rows:
         pad = nn.utils.rnn.pad_sequence
@@ -178,13 +190,10 @@ def train(config: LanguageTraining, world: WorldConfig, directory: Path) -> dict
         for step in range(config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = cosine_rate(config.rate, step, config.steps)
-            chosen = text.chance.integers(config.scenes, size=config.batch).tolist()
-            is_bare = step < config.bare_share * config.steps
-            rows = text.bare(chosen, 2 * config.turns) if is_bare else text.dialogs(chosen, config.turns)
-            described = text.chance.integers(config.scenes, size=config.captions).tolist()
-            loss = language_loss(model, rows, config.noise)
+            loss = language_loss(model, text.questions(step), config.noise)
+            described = language_loss(model, text.captions(text.draw(config.captions)), config.noise)
             optimizer.zero_grad()
-            (loss + language_loss(model, text.captions(described), config.noise)).backward()
+            (loss + described).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             log.add(step, loss)
@@ -211,17 +220,3 @@ def accuracy_by_kind(model: LlamaForCausalLM, text: SymbolicText) -> dict[str, f
         asked.update(kinds)
         right.update(kind for kind, good in zip(kinds, correct, strict=True) if good)
     return {kind: right[kind] / asked[kind] for kind in asked}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the playground's language model.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=LanguageTraining.steps)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    accuracy = train(LanguageTraining(steps=options.steps, seed=options.seed), WorldConfig(), options.out)
-    print("Language model on symbolic scenes: " + ", ".join(f"{kind} {value:.0%}" for kind, value in accuracy.items()))
-
-
-if __name__ == "__main__":
-    main()
