@@ -44,8 +44,8 @@ class TeacherTraining:
 class TeachersConfig:
     """One training per kind. Digits break through late: with fewer steps `convnext` has none to teach."""
 
-    convnext: TeacherTraining = field(default_factory=lambda: TeacherTraining(450))
-    eva: TeacherTraining = field(default_factory=lambda: TeacherTraining(280))
+    convnext: TeacherTraining = field(default_factory=lambda: TeacherTraining(360))
+    eva: TeacherTraining = field(default_factory=lambda: TeacherTraining(240))
     sam: TeacherTraining = field(default_factory=lambda: TeacherTraining(200))
 
     def of(self, kind: str) -> TeacherTraining:
@@ -116,7 +116,7 @@ SKILLS: Mapping[str, Skill] = {
 }
 
 
-class ConvNextStudent(nn.Module):
+class ConvNextBody(nn.Module):
     """Patches of 4, one block of 32 channels, a stride of 2, one block of 96."""
 
     def __init__(self, side: int) -> None:
@@ -136,7 +136,7 @@ class ConvNextStudent(nn.Module):
         self.net.save_pretrained(directory)
 
 
-class EvaStudent(nn.Module):
+class EvaBody(nn.Module):
     """Three blocks; the middle one sees the whole picture, the others windows as large as a cell."""
 
     def __init__(self, side: int) -> None:
@@ -162,7 +162,7 @@ class EvaStudent(nn.Module):
         torch.save({"ema_state": state}, directory / EVA_FILE)
 
 
-class SamStudent(nn.Module):
+class SamBody(nn.Module):
     """SAM's encoder: two blocks, the first one windowed, and the neck."""
 
     def __init__(self, side: int) -> None:
@@ -187,7 +187,11 @@ class SamStudent(nn.Module):
         self.net.save_pretrained(directory)
 
 
-STUDENTS = {"convnext": ConvNextStudent, "eva": EvaStudent, "sam": SamStudent}
+BODIES: Mapping[str, Callable[[int], ConvNextBody | EvaBody | SamBody]] = {
+    "convnext": ConvNextBody,
+    "eva": EvaBody,
+    "sam": SamBody,
+}
 
 
 def make_lessons(skill: Skill, scenes: Sequence[Scene], world: WorldConfig) -> Lessons:
@@ -209,7 +213,7 @@ class Pupil(nn.Module):
     def __init__(self, kind: str, side: int) -> None:
         super().__init__()
         self.skill = SKILLS[kind]
-        self.body = STUDENTS[kind](side)
+        self.body = BODIES[kind](side)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in PRESETS[self.skill.preset])
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
