@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From an empty machine to a LLaVA trained here that answers: environment, world, tiny models, both stages, evaluation.
+# From an empty machine to a LLaVA and a MoVE-KD trained here, compared: environment, world, tiny models and teachers,
+# both stages of either, evaluation. At most 12 minutes on two cores.
 #   bash scripts/quickstart.sh [--fresh] [--out DIR]
 set -euo pipefail
 cd "$(dirname "$0")/.."
