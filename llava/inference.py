@@ -21,7 +21,7 @@ from llava.model.builder import load_pretrained_model
 from llava.template_choice import check_template, choose_template, stop_string, until_stop
 from llava.token_count import count_tokens
 
-__all__ = ["Chat", "ContextExceeded", "Decoding", "Turn", "choose_template", "image_prefix", "stop_string"]
+__all__ = ["Chat", "ContextExceeded", "Decoding", "Turn", "choose_template", "image_prefix", "place", "stop_string"]
 
 # No token is longer than this on average, so that text beyond it need not be tokenized to be refused.
 CHARACTERS_PER_TOKEN = 64
