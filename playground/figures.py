@@ -34,7 +34,7 @@ def loss_curves(panels: Mapping[str, Mapping[str, Curve]], target: Path) -> None
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), squeeze=False)
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for name, (steps, values) in lines.items():
-            axis.plot(steps, values, label=name, linewidth=1.6)
+            axis.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(steps) < 3 else "")
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
@@ -56,7 +56,7 @@ def contact_sheet(
     for answer in answers:
         by_image.setdefault(answer["image"], []).append(answer)
     chosen = list(by_image.items())[: columns * rows]
-    figure, axes = plt.subplots(rows, columns, figsize=(2.9 * columns, 4.3 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.9 * columns, 4.9 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, asked) in zip(axes.flat, chosen, strict=False):
@@ -64,7 +64,7 @@ def contact_sheet(
             axis.imshow(picture.convert("RGB"), interpolation="nearest")
         for place, line in enumerate(asked):
             _write(axis, place, line)
-    figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.18 / rows + 0.02, wspace=0.12, hspace=0.85)
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.98, bottom=0.44 / rows + 0.02, wspace=0.12, hspace=0.85)
     figure.savefig(target, dpi=110)
     plt.close(figure)
 
