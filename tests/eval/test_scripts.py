@@ -1,0 +1,73 @@
+"""The launch scripts of the benchmarks, run as printed on a tiny checkpoint."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.eval.conftest import COLORS, read_rows, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "scripts" / "eval").glob("*.sh"))
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / "eval" / script), *arguments],
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_every_column_of_the_paper_has_a_script() -> None:
+    names = {script.stem for script in SCRIPTS}
+    columns = set(
+        ["vqav2", "gqa", "textvqa", "vizwiz", "pope", "sqa", "mme", "mmbench", "mmbench_cn", "seed", "mmvet", "lmms"]
+    )
+    assert columns <= names
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_scripts_are_bash_without_syntax_errors(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
+    done = run("gqa.sh")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "CHECKPOINT" in done.stderr
+    done = run("pope.sh", "somewhere", EVAL_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == f"{tmp_path}/pope/coco is missing; docs/evaluation.md tells where it comes from.\n"
+
+
+@pytest.mark.slow
+def test_pope_runs_in_chunks_goes_on_and_prints_its_settings(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pope"
+    rows = [
+        {"question_id": index, "image": f"{color}.png", "text": f"Is it {index}?", "category": "random"}
+        for index, color in enumerate(COLORS)
+    ]
+    write_jsonl(folder / "llava_pope_test.jsonl", rows)
+    write_jsonl(folder / "coco" / "coco_pope_random.json", [{"label": "yes"}] * 5)
+    shutil.copytree(pictures, folder / "val2014")
+    options = ("--max_new_tokens", "4", "--device", "cpu", "--workers", "0")
+    done = run("pope.sh", str(checkpoint), *options, EVAL_DIR=str(tmp_path), CHUNKS="2", NAME="tiny")
+    assert done.returncode == 0, done.stderr
+    assert "POPE of tiny\nadversarial, popular and random" in done.stdout
+    assert "template vicuna_v1, temperature 0, torch " in done.stdout
+    assert "Mean F1 score: " in done.stdout
+    answers = folder / "answers" / "tiny.jsonl"
+    assert [row["question_id"] for row in read_rows(answers)] == [0, 1, 2, 3, 4]
+    assert len(read_rows(tmp_path / "scores" / "tiny" / "pope.jsonl")) == 5
+    before = answers.read_bytes()
+    answers.unlink()
+    assert run("pope.sh", str(checkpoint), *options, EVAL_DIR=str(tmp_path), CHUNKS="2", NAME="tiny").returncode == 0
+    assert answers.read_bytes() == before, "answers that were there are not given again"
