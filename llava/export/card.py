@@ -22,8 +22,8 @@ LANGUAGE_LICENCES = {
 }
 TOWER_LICENCES = {True: "Apache-2.0 (SigLIP)", False: "MIT (OpenAI CLIP)"}
 NEXT_DIFFERENCES = (
-    "Where padding does not fall on whole rows of the grid of tiles, transformers rounds and LLaVA cuts off, so that about "
-    "one picture size in 100,000 (such as 1722 x 656) takes another number of tokens."
+    "Where padding does not fall on whole rows of the grid of tiles, transformers rounds and LLaVA cuts off, so that "
+    "about one picture size in 100,000 (such as 1722 x 656) takes another number of tokens."
 )
 BACKEND_DIFFERENCE = (
     "Pixels are equal with the Pillow backend. Where torchvision is installed, transformers uses it instead and pixels "

@@ -30,6 +30,7 @@ from llava.model.checkpoint import gather_state_dict, grow_vocabulary
 from llava.model.checkpoint_check import as_in_files
 from llava.model.checkpoint_config import BACKBONES
 from llava.model.checkpoint_io import CheckpointError, write_json, write_safetensors
+from llava.model.checkpoint_names import NEWLINE, PROJECTOR
 from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 from llava.model.multimodal_encoder.move_kd.student import num_used_layers
 
@@ -213,7 +214,15 @@ def exported_state(student: PreTrainedModel, rows: int, prefixes: tuple[tuple[st
     tied = student.all_tied_weights_keys
     own = {name: tensor for name, tensor in as_in_files(student, student.state_dict()).items() if name not in tied}
     grown = grow_vocabulary(gather_state_dict(own), rows)
+    if backbone_of(student.config.to_dict()) == "gemma":
+        grown |= _scaled_for_gemma(grown, student.config.to_dict()["hidden_size"])
     return {exported_name(name, prefixes): tensor for name, tensor in grown.items()}
+
+
+def _scaled_for_gemma(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """What LlavaGemmaModel multiplies pictures with at run time, in the weights: transformers' class does not."""
+    scaled = (NEWLINE, f"{PROJECTOR}2.weight", f"{PROJECTOR}2.bias")
+    return {name: state[name] * width**0.5 for name in scaled if name in state}
 
 
 def exported_name(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:

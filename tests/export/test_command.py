@@ -50,6 +50,7 @@ def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
     assert "clip_vision_model" in failure("encoder", "--model-path", tiny_clip_folder(tmp_path / "x"), *to)
     assert "no conversation template 'v9'" in failure("hf", "--model-path", model, *to, "--conv-mode", "v9")
     assert "no floating dtype" in failure("hf", "--model-path", model, *to, "--dtype", "int8")
+    assert "name another directory" in failure("hf", "--model-path", model, "--output", f"{model}/../{model.name}")
     merge = ("merge", "--model-path", model, "--model-base", model, "--output", out)
     assert "holds no LoRA adapter" in failure(*merge)
     (tmp_path / "file").write_text("")

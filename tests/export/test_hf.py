@@ -9,14 +9,17 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llava.export import native
 from llava.export.compare import compare, record, verify
 from llava.export.hf import Source, export_hf
-from llava.model.checkpoint import CheckpointError, load_student, save_lora
+from llava.model.checkpoint import CheckpointError, load_student, save_lora, save_student
+from llava.model.checkpoint_config import model_class_of
 from llava.model.checkpoint_lora import lora_parameters
 from tests.export.conftest import KINDS, TILES, Exported, chat_of
-from tests.tiny import save_tiny_llava
+from tests.model import layouts
+from tests.tiny import save_tiny_llava, tiny_clip_folder, tiny_config, tiny_tokenizer_folder
 
 CLASSES = {
     "pad": "LlavaForConditionalGeneration",
@@ -85,6 +88,31 @@ def test_other_dtypes_and_tied_embeddings_survive(tmp_path: Path, dtype: str | N
     state = load_file(tmp_path / "out" / "model.safetensors")
     assert {str(tensor.dtype) for tensor in state.values()} == {f"torch.{dtype or 'float32'}"}
     assert ("language_model.lm_head.weight" in state) == (not overrides.get("tie_word_embeddings"))
+
+
+OTHER_BACKBONES: dict[str, dict[str, Any]] = {
+    "llava_qwen": {"moe": layouts.MOE},
+    "llava_gemma": {"head_dim": 16, **TILES},
+    "llava_mixtral": {"num_local_experts": 3},
+    "llava_qwen_moe": {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", OTHER_BACKBONES)
+def test_other_language_models_survive(tmp_path: Path, model_type: str) -> None:
+    settings = tiny_config(tiny_clip_folder(tmp_path)).to_dict() | OTHER_BACKBONES[model_type]
+    settings.pop("model_type")
+    student: Any = model_class_of(model_type)(CONFIG_MAPPING[model_type](**settings))
+    student.get_vision_tower().load_model()
+    source = tiny_tokenizer_folder(tmp_path / "source")
+    save_student(student, source)
+    findings = export_hf(Source(str(source), device="cpu"), tmp_path / "out")
+    assert all(finding.holds for finding in findings)
 
 
 def test_a_lora_is_merged_on_the_way(tmp_path: Path) -> None:
@@ -175,8 +203,6 @@ def test_what_transformers_has_no_class_for_is_refused_in_one_line(
 def _saved(directory: Path, overrides: dict[str, Any]) -> Path:
     if "slice" not in str(overrides):
         return save_tiny_llava(directory, **overrides)
-    from tests.tiny import tiny_clip_folder
-
     return save_tiny_llava(directory, tower=tiny_clip_folder(directory, num_hidden_layers=12), **overrides)
 
 
