@@ -1,0 +1,125 @@
+"""A whole distillation step: ours against one built the released way, at equal sizes.
+
+    python scripts/benchmarks/step.py                       # paced sizes, CPU, bfloat16
+    python scripts/benchmarks/step.py --sizes reduced       # everything reduced, pictures too
+    python scripts/benchmarks/step.py --full                # full sizes on a GPU: see full.py
+
+A round trains one short epoch of each variant in turn and counts all of it, the start of the data workers and the wait
+for the first batch included, so nothing is prepared outside of what is timed. A ratio is the median over rounds of the
+round's own ratio. All variants get the same threads and the same number of data workers. Ours prepares pictures in the
+workers; the released way only decodes there. CPU seconds count workers too, so work that is merely moved shows.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from sizes import KINDS, SIZES
+from timing import Usage, machine, median_ratio, others_load, table
+from variants import Settings, Variant, cached_variant, our_variant, plain_variant, released_variant
+
+PARTS = ("data wait", "images", "teachers", "student encoder", "language model", "heads and loss", "backward")
+VARIANTS = {
+    "released": released_variant,
+    "ours": our_variant,
+    "cached": cached_variant,
+    "plain": plain_variant,
+}
+Times = dict[str, list[Usage]]
+
+
+def compare(variants: list[Variant], rounds: int, steps: int) -> Times:
+    """What every round took."""
+    for variant in variants:
+        variant.epoch(1)
+        variant.clock.seconds.clear()
+    times: Times = {variant.name: [] for variant in variants}
+    for _ in range(rounds):
+        for variant in variants:
+            times[variant.name].append(variant.epoch(steps))
+    return times
+
+
+def speed_table(variants: list[Variant], times: Times, images: int) -> str:
+    """Per variant the time of an image, and as ratios to the first variant's: images per second, images per CPU second
+    of the training process, and of everything."""
+    first = times[variants[0].name]
+    rows = []
+    for variant in variants:
+        own = times[variant.name]
+        wall, process, workers = (1e3 * statistics.median(column) / images for column in zip(*own, strict=True))
+        ratios = [
+            median_ratio([measure(usage) for usage in first], [measure(usage) for usage in own])
+            for measure in (lambda usage: usage.wall, lambda usage: usage.own, lambda usage: usage.cpu)
+        ]
+        cells = [f"{median:.2f} ({low:.2f} to {high:.2f})" for median, low, high in ratios]
+        rows.append((variant.name, f"{1e3 / wall:.2f}", f"{process:.0f}", f"{workers:.0f}", *cells))
+    headings = ("variant", "images/s", "CPU ms/image", "of workers", "images/s", "per CPU s of training", "per CPU s")
+    return table(headings, rows)
+
+
+def shares(variant: Variant) -> dict[str, float]:
+    """Seconds by part, nested ones taken apart."""
+    seconds = dict(variant.clock.seconds)
+    student, distiller = seconds.pop("student"), seconds.pop("distiller")
+    seconds["language model"] = student - seconds["student encoder"]
+    seconds["heads and loss"] = distiller - student
+    return {part: seconds.get(part, 0.0) for part in (*PARTS, "optimizer")}
+
+
+def parts_table(variants: list[Variant], images: int) -> str:
+    rows = []
+    for variant in variants:
+        seconds = shares(variant)
+        whole = sum(seconds.values())
+        rows.append((variant.name, *(f"{1e3 * s / images:.0f} ({s / whole:.0%})" for s in seconds.values())))
+    return table(("variant", *PARTS, "optimizer"), rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="full sizes on a GPU, with memory, FLOPs and a profile")
+    parser.add_argument("--sizes", choices=SIZES, help="default: paced, with --full full")
+    parser.add_argument("--variants", nargs="+", default=["released", "ours", "cached"], choices=VARIANTS)
+    parser.add_argument("--teachers", nargs="+", default=[*KINDS], choices=KINDS)
+    parser.add_argument("--stage", default="pretrain", choices=["pretrain", "finetune"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4, help="steps of an epoch")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak_tflops", type=float, help="of the GPU in bfloat16, where its name does not say")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.manual_seed(0)
+    if args.full:
+        from full import run_full
+
+        run_full(args)
+        return
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes, dtype = SIZES[args.sizes or "paced"], getattr(torch, args.dtype)
+        settings = Settings(
+            sizes, args.teachers, args.stage, dtype, torch.device("cpu"), args.batch, args.workers, Path(folder)
+        )
+        variants = [VARIANTS[name](settings) for name in args.variants]
+        times = compare(variants, args.rounds, args.steps)
+    print(
+        f"{machine(settings.device)}; {args.threads} threads, {args.workers} data workers, {args.dtype}, stage "
+        f"{args.stage}, batch {args.batch}, {args.rounds} rounds of {args.steps} steps; load {others_load():.1f}; "
+        f"torch {torch.__version__}\n{sizes.text()}\n"
+    )
+    images = args.steps * args.batch
+    print(speed_table(variants, times, images))
+    print(f"\nMilliseconds per image, and share of the step:\n\n{parts_table(variants, images * args.rounds)}")
+
+
+if __name__ == "__main__":
+    main()
