@@ -147,9 +147,13 @@ def _record(student: Any, config: ModelConfig) -> None:
 
 
 def compile_tower(student: Any, backend: str, mode: str | None) -> None:
-    """Compile each layer of the vision tower by itself: shapes are fixed there, and names stay as they are."""
+    """Compile attention and MLP of each layer of the vision tower: shapes are fixed there, and names stay as they are.
+
+    Not the layers themselves: what gradient checkpointing re-runs must be inside it, not around it.
+    """
     for layer in student.get_vision_tower().vision_tower.vision_model.encoder.layers:
-        layer.compile(backend=backend, mode=mode)
+        for block in (layer.self_attn, layer.mlp):
+            block.compile(backend=backend, mode=mode)
 
 
 def unused_parameters(distiller: Any, balances: bool) -> frozenset[str]:

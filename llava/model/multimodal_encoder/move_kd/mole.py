@@ -135,12 +135,19 @@ class MoLE(nn.Module):
         logits = self.router(x)
         probs = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         choice = probs.detach().argmax(-1)
-        if self.record is not None:
-            self.record.append(Routing(probs, choice))
+        if self.training or self.record is not None:
+            self.keep(probs, choice)
         gate = GATES[self.config.gate](probs, choice)
         hidden = self.moe_down(x, gate, self.original_module.fc1(x))
         hidden = self.original_module.activation_fn(hidden)
         return self.moe_up(hidden, gate, self.original_module.fc2(hidden))
+
+    # Compiled along, it would give the forward pass another graph than what gradient checkpointing re-runs; so in
+    # training it is called in both.
+    @torch.compiler.disable
+    def keep(self, probs: Tensor, choice: Tensor) -> None:
+        if self.record is not None:
+            self.record.append(Routing(probs, choice))
 
 
 # Servers answer from several threads at once; a record belongs to one pass through the tower.
