@@ -157,3 +157,10 @@ def test_a_slice_is_written_without_the_tensor_it_is_cut_from(tmp_path: Path) ->
     write_bin({"row": whole[3]}, tmp_path / "row.bin")
     assert (tmp_path / "row.bin").stat().st_size < 4000
     assert_equal(read_state_dict(tmp_path / "row.bin"), {"row": whole[3]})
+
+
+def test_written_weights_have_the_mode_that_the_user_gives_new_files(tmp_path: Path) -> None:
+    write_safetensors({"a": torch.zeros(2)}, tmp_path)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == plain.stat().st_mode
