@@ -155,7 +155,7 @@ def test_stop_ends_the_answer_on_the_server_too(demo: str, paced: PacedChat) -> 
         page.wait_for_selector(ANSWER)
         assert paced.running == 1
         page.click("#stop")
-        wait_for(lambda: paced.running == 0, 5)
+        wait_for(lambda: paced.running == 0, 30)
         wait_idle(page)
         assert answers(page)[-1]
 
@@ -165,7 +165,7 @@ def test_a_user_who_leaves_is_not_answered_any_longer(demo: str, paced: PacedCha
         ask(page, "Tell me a story.")
         page.wait_for_selector(ANSWER)
         assert paced.running == 1
-    wait_for(lambda: paced.running == 0, 8)
+    wait_for(lambda: paced.running == 0, 30)
 
 
 def test_a_file_that_is_no_picture_is_told_and_the_question_kept(demo: str, folder: Path) -> None:
