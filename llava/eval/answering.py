@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.eval.answer_log import VQA, AnswerFormat, AnswerLog
-from llava.eval.questions import Question, QuestionImages
+from llava.eval.questions import Question
 from llava.inference import Chat, Decoding, image_prefix, place, stop_string
 from llava.mm_utils import get_model_name_from_path
 
@@ -48,6 +49,23 @@ def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
         raise ValueError(f"--chunk-idx must be from 0 to {count - 1} for --num-chunks {count}, got {index}")
     size = math.ceil(len(items) / count)
     return items[index * size : (index + 1) * size]
+
+
+class QuestionImages(Dataset[tuple[Question, list[Image.Image] | Exception]]):
+    """Opens a question's pictures in the data workers; a failure travels as a value, so that it can be named."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.questions = questions
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> tuple[Question, list[Image.Image] | Exception]:
+        question = self.questions[index]
+        try:
+            return question, question.open_images()
+        except (OSError, ValueError) as error:
+            return question, error
 
 
 def prompt_of(chat: Chat, message: str, image_count: int) -> str:

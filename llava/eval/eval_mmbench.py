@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from llava.eval.model_vqa_mmbench import LETTERS, present, read_rows
+from llava.eval.mmbench_table import LETTERS, present, read_rows
 from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
 
 ROTATION = 1_000_000

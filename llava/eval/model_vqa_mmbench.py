@@ -5,25 +5,20 @@
 """
 
 import argparse
-import csv
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from llava.eval.answer_log import AnswerFormat, vqa_line
 from llava.eval.answering import add_common_arguments, run_generator
-from llava.eval.questions import Question, require_keys
+from llava.eval.mmbench_table import LETTERS, present, read_rows
+from llava.eval.questions import Question
 from llava.mm_utils import load_image_from_base64
 
-LETTERS = ("A", "B", "C", "D")
 SUFFIX = {
     "en": "\nAnswer with the option's letter from the given choices directly.",
     "cn": "\n请直接回答选项字母。",
 }
-EMPTY = {"", "nan", "none"}
 ROUNDS = AnswerFormat(vqa_line, ("question_id", "round_id"))
 
 
@@ -36,20 +31,6 @@ class Base64Image:
             return [load_image_from_base64(self.encoded).convert("RGB")]
         except (OSError, ValueError) as error:
             raise ValueError(f"the picture in its row cannot be read: {error}") from error
-
-
-def present(value: Any) -> bool:
-    return value is not None and str(value).strip().lower() not in EMPTY
-
-
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Rows of an MMBench table. Raises ValueError that names a row without index, question, image or first option."""
-    csv.field_size_limit(sys.maxsize)
-    with open(Path(path).expanduser(), encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    for number, row in enumerate(rows, 1):
-        require_keys(row, ("index", "question", "image", "A"), f"{path}: row {number}")
-    return rows
 
 
 def rounds_of(row: dict[str, str], all_rounds: bool) -> list[list[tuple[str, str]]]:

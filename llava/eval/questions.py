@@ -1,4 +1,4 @@
-"""What a generator asks: questions with their pictures, read from question files. Knows no model."""
+"""What a generator asks: questions with their pictures, read from question files. Knows no model and no torch."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,3 @@ class ImageFiles:
 
     def __call__(self) -> list[Image.Image]:
         return [open_rgb(path) for path in self.paths]
-
-
-class QuestionImages(Dataset[tuple[Question, list[Image.Image] | Exception]]):
-    """Opens a question's pictures in the data workers; a failure travels as a value, so that it can be named."""
-
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self.questions = questions
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> tuple[Question, list[Image.Image] | Exception]:
-        question = self.questions[index]
-        try:
-            return question, question.open_images()
-        except (OSError, ValueError) as error:
-            return question, error

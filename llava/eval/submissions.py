@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
-from llava.eval.model_vqa_mmbench import read_rows
+from llava.eval.mmbench_table import read_rows
 from llava.eval.scores import Score, require_all, texts_by_id
 
 Row = dict[str, Any]

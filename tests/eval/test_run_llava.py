@@ -73,8 +73,8 @@ def test_the_command_line_warns_about_a_template_that_does_not_suit(
 ) -> None:
     flags = ["--model-path", str(checkpoint), "--query", "What?", "--temperature", "0", "--max_new_tokens", "3"]
     files = f"{pictures / 'red.png'};{pictures / 'blue.png'}"
-    main([*flags, "--image-file", files, "--sep", ";", "--conv-mode", "v0", "--device", "cpu"])
-    assert "suggests the template vicuna_v1; --conv-mode v0 is used" in capsys.readouterr().out
+    main([*flags, "--image-file", files, "--sep", ";", "--conv-mode", "llava_v0", "--device", "cpu"])
+    assert "suggests the template vicuna_v1; --conv-mode llava_v0 is used" in capsys.readouterr().out
 
 
 def test_a_missing_picture_is_named_before_the_model_is_loaded(tmp_path: Path) -> None:

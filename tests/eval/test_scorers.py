@@ -1,6 +1,8 @@
 """Scorers against values counted by hand, and what they refuse."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,13 @@ def test_mme_adds_accuracy_and_pictures_with_both_right(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(("text", "label"), [("Yes", "yes"), ("no!", "no"), ("Nope", "no"), ("It is", "other")])
 def test_mme_reads_the_first_four_characters(text: str, label: str) -> None:
     assert eval_mme.yes_no_other(text) == label
+
+
+def test_scorers_and_comparisons_start_without_torch() -> None:
+    modules = "eval_gqa eval_mmbench eval_mme eval_pope eval_science_qa eval_textvqa evaluate_interleave gpt_review"
+    names = ", ".join(f"llava.eval.{name}" for name in [*modules.split(), "submissions", "compare", "science_qa"])
+    code = f"import sys, {names}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 
 
 def test_a_question_answered_twice_is_refused() -> None:

@@ -28,10 +28,8 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 def test_every_column_of_the_paper_has_a_script() -> None:
     names = {script.stem for script in SCRIPTS}
-    columns = set(
-        ["vqav2", "gqa", "textvqa", "vizwiz", "pope", "sqa", "mme", "mmbench", "mmbench_cn", "seed", "mmvet", "lmms"]
-    )
-    assert columns <= names
+    local = {"gqa", "textvqa", "pope", "sqa", "mme", "mmbench", "mmbench_cn", "seed"}
+    assert local | {"vqav2", "vizwiz", "mmvet", "lmms"} <= names
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -49,7 +47,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pope_runs_in_chunks_goes_on_and_prints_its_settings(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_pope_runs_in_chunks_and_prints_its_settings(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pope"
     rows = [
         {"question_id": index, "image": f"{color}.png", "text": f"Is it {index}?", "category": "random"}
@@ -67,7 +65,3 @@ def test_pope_runs_in_chunks_goes_on_and_prints_its_settings(checkpoint: Path, p
     answers = folder / "answers" / "tiny.jsonl"
     assert [row["question_id"] for row in read_rows(answers)] == [0, 1, 2, 3, 4]
     assert len(read_rows(tmp_path / "scores" / "tiny" / "pope.jsonl")) == 5
-    before = answers.read_bytes()
-    answers.unlink()
-    assert run("pope.sh", str(checkpoint), *options, EVAL_DIR=str(tmp_path), CHUNKS="2", NAME="tiny").returncode == 0
-    assert answers.read_bytes() == before, "answers that were there are not given again"

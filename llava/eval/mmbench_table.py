@@ -1,0 +1,25 @@
+"""MMBench's tables of questions, options and pictures in base64. Knows no torch."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+from llava.eval.questions import require_keys
+
+LETTERS = ("A", "B", "C", "D")
+EMPTY = {"", "nan", "none"}
+
+
+def present(value: Any) -> bool:
+    return value is not None and str(value).strip().lower() not in EMPTY
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Rows of an MMBench table. Raises ValueError that names a row without index, question, image or first option."""
+    csv.field_size_limit(sys.maxsize)
+    with open(Path(path).expanduser(), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for number, row in enumerate(rows, 1):
+        require_keys(row, ("index", "question", "image", "A"), f"{path}: row {number}")
+    return rows
