@@ -27,12 +27,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """The first true value of `condition`. Fails after `seconds`."""
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0, pause: float = 0.01) -> Any:
+    """The first true value of `condition`, which is asked for every `pause` seconds. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.01)
+        time.sleep(pause)
     return value
 
 

@@ -136,15 +136,21 @@ def test_ctrl_c_in_a_real_terminal_program(checkpoint: Path, picture: str, tmp_p
             stdout=file,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(root)},
+            # What runs in the background ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+    try:
         assert child.stdin is not None
         child.stdin.write(b"What is it?\n")
         child.stdin.flush()
-        wait_for(lambda: len(output.read_text(errors="ignore").partition("ASSISTANT: ")[2]) > 20, 400)
+        wait_for(lambda: len(output.read_text(errors="ignore").partition("ASSISTANT: ")[2]) > 20, 400, 0.25)
         child.send_signal(signal.SIGINT)
         wait_for(lambda: "(stopped)" in output.read_text(errors="ignore"), 60)
         time.sleep(0.1)
         assert child.poll() is None
         child.stdin.close()
         assert child.wait(60) == 0
+    finally:
+        child.kill()
+        child.wait()
     assert output.read_text(errors="ignore").endswith("exit...\n")

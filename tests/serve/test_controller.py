@@ -253,10 +253,10 @@ def test_processes_start_answer_die_and_come_back(checkpoint: Path, tmp_path: Pa
     with process(
         "llava.serve.controller", "--host", "127.0.0.1", "--port", str(ports[0]), folder=tmp_path, LLAVA_LOGDIR="logs"
     ):
-        wait_for(lambda: answers(controller), 200)
+        wait_for(lambda: answers(controller), 200, 0.25)
         with process("llava.serve.model_worker", *start, folder=tmp_path, LLAVA_LOGDIR="logs") as child:
-            wait_for(lambda: post(f"{controller}/list_models").json()["models"] == ["llava-tiny"], 400)
-            wait_for(lambda: answers(worker), 120)
+            wait_for(lambda: post(f"{controller}/list_models").json()["models"] == ["llava-tiny"], 400, 0.25)
+            wait_for(lambda: answers(worker), 120, 0.25)
             first = ask(controller, "Hello")
             assert first[-1]["error_code"] == 0
             child.kill()
@@ -265,8 +265,8 @@ def test_processes_start_answer_die_and_come_back(checkpoint: Path, tmp_path: Pa
         assert post(f"{controller}/list_models").json() == {"models": []}
         assert [message["error_code"] for message in ask(controller, "Hello")] == [2]
         with process("llava.serve.model_worker", *start, folder=tmp_path, LLAVA_LOGDIR="logs"):
-            wait_for(lambda: post(f"{controller}/list_models").json()["models"] == ["llava-tiny"], 400)
-            wait_for(lambda: answers(worker), 120)
+            wait_for(lambda: post(f"{controller}/list_models").json()["models"] == ["llava-tiny"], 400, 0.25)
+            wait_for(lambda: answers(worker), 120, 0.25)
             assert ask(controller, "Hello") == first
     names = {path.name.split("_")[0] for path in (tmp_path / "logs").iterdir()}
     assert names == {"controller.log", "model"}
