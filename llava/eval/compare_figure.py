@@ -24,7 +24,7 @@ def draw(columns: Sequence[Column], path: str | Path) -> None:
             axis.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="round", alpha=0.5)
             seeds = 100 * column.values[name].mean(axis=1)
             if len(seeds) > 1:
-                axis.plot(seeds, np.full(len(seeds), row), "o", mfc="none", mec=color, markersize=5)
+                axis.plot(seeds, np.full(len(seeds), row + 0.22), "o", mfc="none", mec=color, markersize=5)
             axis.plot(100 * found.mean, row, "o", color=color, markersize=7)
         axis.set_title(f"{column.benchmark} (n = {column.questions})", fontsize=10)
         axis.set_xlabel("percent")
@@ -33,5 +33,6 @@ def draw(columns: Sequence[Column], path: str | Path) -> None:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel("dot: mean; bar: 95 % over questions; ring: one seed", fontsize=8, color="gray")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

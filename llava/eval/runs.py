@@ -13,7 +13,7 @@ from llava.eval.m4c_evaluator import EvalAIAnswerProcessor, TextVQAAccuracyEvalu
 from llava.eval.questions import read_jsonl, require_keys
 from llava.eval.scores import Score
 
-SEED = re.compile(r"^(.+?)[-_.]?(?:seed|s)[-_]?(\d+)$")
+SEED = re.compile(r"^(.+?)(?:[-_.]?seed[-_]?|[-_.]s)(\d+)$")
 SAMPLES = re.compile(r"_samples_(.+)$")
 # Keys of lmms-eval's sample logs that are numbers and no metric.
 NO_METRIC = {"doc_id", "schema_version", "input_tokens", "output_tokens"}

@@ -29,6 +29,8 @@ def test_names_and_seeds_come_from_paths_or_arguments(tmp_path: Path) -> None:
     plain = scores(tmp_path / "llava-v1.5-7b.jsonl", "10")
     assert (read_run(str(plain)).name, read_run(str(plain)).seed) == ("llava-v1.5-7b", 0)
     assert list(read_run(str(plain)).benchmarks) == ["accuracy"]
+    assert read_run(str(scores(tmp_path / "claves2.jsonl", "10"))).name == "claves2"
+    assert read_run(str(scores(tmp_path / "run_s2.jsonl", "10"))).seed == 2
 
 
 def test_a_folder_holds_one_file_for_each_benchmark(tmp_path: Path) -> None:

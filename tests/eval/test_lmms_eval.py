@@ -84,7 +84,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 def run(command: list[str], cache: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(cache)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=550)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
