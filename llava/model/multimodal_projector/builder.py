@@ -1,6 +1,7 @@
 """The projector: vision features onto the language model's width."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,19 +35,24 @@ class SimpleResBlock(nn.Module):
         return normed + self.proj(normed)
 
 
+# By name, from the tower's and the language model's width; a new projector is an entry here.
+PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": nn.Linear,
+    "identity": lambda width, hidden: IdentityMap(),
+}
+
+
 def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, **kwargs: Any) -> nn.Module:
-    """The module `config.mm_projector_type` names: linear (also where the key is absent), mlpNx_gelu,
-    mlpNx_resMx_gelu or identity.
+    """The module `config.mm_projector_type` names: one of PROJECTORS (linear where the key is absent), mlpNx_gelu or
+    mlpNx_resMx_gelu.
 
     `delay_load` and `kwargs` are part of the published signature; a projector has nothing to load.
     Raises ValueError for another name.
     """
     name = getattr(config, "mm_projector_type", None) or "linear"
     width, hidden = config.mm_hidden_size, config.hidden_size
-    if name == "linear":
-        return nn.Linear(width, hidden)
-    if name == "identity":
-        return IdentityMap()
+    if name in PROJECTORS:
+        return PROJECTORS[name](width, hidden)
     if match := _MLP.fullmatch(name):
         layers: list[nn.Module] = [nn.Linear(width, hidden)]
         for _ in range(1, int(match["depth"])):
@@ -54,5 +60,6 @@ def build_vision_projector(config: PreTrainedConfig, delay_load: bool = False, *
         layers += [SimpleResBlock(hidden) for _ in range(int(match["blocks"] or 0))]
         return nn.Sequential(*layers)
     raise ValueError(
-        f"mm_projector_type {name!r} is not known; use linear, mlpNx_gelu (N layers), mlpNx_resMx_gelu or identity"
+        f"mm_projector_type {name!r} is not known; use mlpNx_gelu (N layers), mlpNx_resMx_gelu or "
+        f"{', '.join(PROJECTORS)}"
     )
