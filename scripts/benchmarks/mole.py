@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from released import GatherLoopMLP
-from timing import machine, median_ratio, others_load, table
+from timing import keep_memory, machine, median_ratio, others_load, table
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPMLP
@@ -86,6 +86,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    keep_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)

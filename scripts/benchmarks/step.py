@@ -8,6 +8,7 @@ A round trains one short epoch of each variant in turn and counts all of it, the
 for the first batch included, so nothing is prepared outside of what is timed. A ratio is the median over rounds of the
 round's own ratio. All variants get the same threads and the same number of data workers. Ours prepares pictures in the
 workers; the released way only decodes there. CPU seconds count workers too, so work that is merely moved shows.
+Freed memory is kept for all of them, as an accelerator's allocator does.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from sizes import KINDS, SIZES
-from timing import Usage, machine, median_ratio, others_load, table
+from timing import Usage, keep_memory, machine, median_ratio, others_load, table
 from variants import Settings, Variant, cached_variant, our_variant, plain_variant, released_variant
 
 PARTS = ("data wait", "images", "teachers", "student encoder", "language model", "heads and loss", "backward")
@@ -103,6 +104,7 @@ def main() -> None:
 
         run_full(args)
         return
+    keep_memory()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         sizes, dtype = SIZES[args.sizes or "paced"], getattr(torch, args.dtype)

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine's name, seconds by part, and CPU seconds of this process and its workers."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt
 
 
 def machine(device: torch.device) -> str:
@@ -30,6 +33,15 @@ def _processor() -> str:
         units = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
         return f"{name} ({', '.join(units)})" if units else name
     return platform.processor() or platform.machine()
+
+
+def keep_memory() -> None:
+    """Let freed memory be used again, as a GPU's allocator does: otherwise the kernel hands out and zeroes every large
+    tensor anew, which on a CPU can cost more than computing it. Only where the C library is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def others_load() -> float:
