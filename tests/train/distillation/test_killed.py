@@ -41,10 +41,11 @@ def test_two_processes_under_zero2(world: World, teachers: dict[str, str], tmp_p
 
 
 def test_two_processes_under_zero3_with_sharded_teachers_and_one_without_pictures(
-    world: World, teachers: dict[str, str], tmp_path: Path
+    world: World, teachers: dict[str, str], pretrained: Path, tmp_path: Path
 ) -> None:
     flags = {
         "encoder_teachers": ["clip", teachers["eva"]],
+        "init_from": pretrained,
         "data_path": one_rank_without_pictures(world, tmp_path),
         "deepspeed": "scripts/zero3.json",
         "shard_teachers": True,
