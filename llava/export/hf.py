@@ -46,7 +46,7 @@ def export_hf(source: Source, output: str | Path) -> list[Finding]:
     directory.mkdir(parents=True, exist_ok=True)
     expected = record(chat)
     tokenizer = exported_tokenizer(chat.tokenizer)
-    config = write_model(chat.model, tokenizer, directory)
+    config = write_model(chat.model, tokenizer, directory, chat.template)
     save_processor(exported_processor(config, chat.model.get_vision_tower(), tokenizer, template), directory)
     write_generation_settings(chat.model.generation_config, conversation, tokenizer, directory)
     card = Card(

@@ -120,19 +120,20 @@ def exported_vision_config(tower: Any) -> PreTrainedConfig:
 
     mole = MoLEConfig.from_dict(tower.settings.moe)
     layers = tower.config.num_hidden_layers
-    return ClipMoleVisionConfig(
-        **settings,
-        num_experts=mole.experts,
-        expert_rank=mole.rank,
-        expert_scale=mole.scale,
-        expert_gate=mole.gate,
-        expert_dropout=mole.dropout,
-        num_expert_layers=layers if mole.layers == "all" else num_used_layers(layers, tower.select_layer),
-    )
+    experts = {
+        "num_experts": mole.experts,
+        "expert_rank": mole.rank,
+        "expert_scale": mole.scale,
+        "expert_gate": mole.gate,
+        "expert_dropout": mole.dropout,
+        "num_expert_layers": layers if mole.layers == "all" else num_used_layers(layers, tower.select_layer),
+    }
+    return ClipMoleVisionConfig(**(settings | experts))  # a tower that was exported before has them already
 
 
-def exported_config(student: Any, tokenizer: PreTrainedTokenizerBase, rows: int) -> Any:
-    """The whole model's config, with the language model's and the tower's inside."""
+def exported_config(student: Any, tokenizer: PreTrainedTokenizerBase, rows: int, template: str) -> Any:
+    """The whole model's config, with the language model's and the tower's inside, and beside them what this package
+    needs to read it again."""
     settings, shape = student.config.to_dict(), Shape.of(student)
     keeps_class_token = shape.is_siglip or settings.get("mm_vision_select_feature") == "cls_patch"
     common = {
@@ -152,6 +153,8 @@ def exported_config(student: Any, tokenizer: PreTrainedTokenizerBase, rows: int)
         common["image_grid_pinpoints"] = [[height, width] for width, height in pinpoints]
     config = _config_class(shape)(**common)
     config.image_aspect_ratio = settings.get("image_aspect_ratio")
+    config.conversation_template = template
+    config.mm_use_im_start_end = bool(settings.get("mm_use_im_start_end"))
     if shape.has_tiles:
         config.use_image_newline_parameter = True
     _name_classes(config, shape)
@@ -197,10 +200,10 @@ def vocabulary_rows(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return -(-max(len(tokenizer), student.config.to_dict()["vocab_size"]) // ROWS) * ROWS
 
 
-def write_model(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> Any:
+def write_model(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, template: str) -> Any:
     """Weights, config and, where there are experts, the code. Returns the config."""
     rows = vocabulary_rows(student, tokenizer)
-    config = exported_config(student, tokenizer, rows)
+    config = exported_config(student, tokenizer, rows, template)
     prefixes = SHIPPED_PREFIXES if Shape.of(student).has_experts else PLAIN_PREFIXES
     write_safetensors(exported_state(student, rows, prefixes), directory)
     write_config(config, directory)
@@ -209,20 +212,20 @@ def write_model(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, di
     return config
 
 
-def exported_state(student: PreTrainedModel, rows: int, prefixes: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def exported_state(student: Any, rows: int, prefixes: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     """Every tensor once, under its exported name; the vocabulary has `rows` rows, the new ones the mean of the old."""
     tied = student.all_tied_weights_keys
     own = {name: tensor for name, tensor in as_in_files(student, student.state_dict()).items() if name not in tied}
     grown = grow_vocabulary(gather_state_dict(own), rows)
     if backbone_of(student.config.to_dict()) == "gemma":
-        grown |= _scaled_for_gemma(grown, student.config.to_dict()["hidden_size"])
+        grown |= _scaled_for_gemma(grown, student.get_model().picture_scale)
     return {exported_name(name, prefixes): tensor for name, tensor in grown.items()}
 
 
-def _scaled_for_gemma(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+def _scaled_for_gemma(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """What LlavaGemmaModel multiplies pictures with at run time, in the weights: transformers' class does not."""
     scaled = (NEWLINE, f"{PROJECTOR}2.weight", f"{PROJECTOR}2.bias")
-    return {name: state[name] * width**0.5 for name in scaled if name in state}
+    return {name: state[name] * scale for name in scaled if name in state}
 
 
 def exported_name(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import llava.model.language_model  # noqa: F401 (registers our model types)
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json
 from llava.model.llava_arch import LlavaMetaForCausalLM
+from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 
 # A plain language model's type -> the LLaVA type that lets it see.
 BACKBONES = {
@@ -24,7 +25,9 @@ BACKBONES = {
     "mpt": "llava_mpt",
     "qwen2_moe": "llava_qwen_moe",
 }
-HF_NATIVE_TYPES = ("llava", "llava_next")
+HF_NATIVE_TYPES = ("llava", "llava_next", "llava_clip_mole", "llava_next_clip_mole")  # the last two: `llava.export hf`
+CLIP_MOLE = "clip_mole_vision_model"
+NATIVE_TOWERS = ("clip_vision_model", "siglip_vision_model", CLIP_MOLE)
 ORIGINAL_TYPES = ("llava", *BACKBONES.values(), "move_llava_llama")
 RESAMPLERS_BUILT = (None, "identity")
 HF_NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -161,8 +164,14 @@ def _own_directory(path: str | os.PathLike[str]) -> str:
 
 
 def _check_native(raw: Mapping[str, Any], vision: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    if vision.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise CheckpointError(f"the vision tower of {path} is a {vision['model_type']!r}; here it can be CLIP only.")
+    kind = vision.get("model_type", "clip_vision_model")
+    if kind not in NATIVE_TOWERS:
+        raise CheckpointError(f"the vision tower of {path} is a {kind!r}; here it can be {', '.join(NATIVE_TOWERS)}.")
+    is_whole = kind == "siglip_vision_model" and vision.get("vision_use_head", True)
+    if is_whole or (kind == "siglip_vision_model" and raw.get("vision_feature_layer") != -1):
+        raise CheckpointError(
+            f"the SigLIP tower of {path} gives other features than LLaVA's, which end one layer early and have no head."
+        )
     if isinstance(raw.get("vision_feature_layer", -2), list) or raw.get("projector_hidden_act", "gelu") != "gelu":
         raise CheckpointError(
             f"{path} uses vision_feature_layer {raw.get('vision_feature_layer')} and projector_hidden_act "
@@ -170,8 +179,21 @@ def _check_native(raw: Mapping[str, Any], vision: Mapping[str, Any], path: str |
         )
 
 
+def native_experts(vision: Mapping[str, Any]) -> MoLEConfig:
+    """The experts that a ClipMoleVisionConfig describes; how they were drawn it does not say."""
+    return MoLEConfig(
+        experts=vision["num_experts"],
+        rank=vision["expert_rank"],
+        alpha=vision["expert_scale"] * vision["expert_rank"],
+        gate=vision["expert_gate"],
+        dropout=vision["expert_dropout"],
+        layers="all" if vision["num_expert_layers"] == vision["num_hidden_layers"] else "used",
+    )
+
+
 def from_hf_native(raw: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """config.json of LlavaForConditionalGeneration or LlavaNextForConditionalGeneration in our terms.
+    """config.json of LlavaForConditionalGeneration or LlavaNextForConditionalGeneration, or of what `llava.export`
+    makes of a MoVE-KD student, in our terms.
 
     The directory itself stands in as `mm_vision_tower`: it holds the tower's configuration and image processor.
     """
@@ -197,8 +219,13 @@ def from_hf_native(raw: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
         "image_aspect_ratio": raw.get("image_aspect_ratio") or "pad",
         "image_token_index": raw.get("image_token_index", raw.get("image_token_id")),
         "dtype": raw.get("dtype", raw.get("torch_dtype")),
+        **{name: raw[name] for name in ("conversation_template", "mm_use_im_start_end") if name in raw},
     }
-    if raw["model_type"] == "llava_next":
+    if vision.get("model_type") == CLIP_MOLE:
+        settings["moe"] = native_experts(vision).to_dict()
+    if backbone == "llava_gemma":
+        settings["scales_pictures"] = False  # the scale is in the weights
+    if "next" in raw["model_type"]:
         # HF stores (height, width); the published list is symmetric, a custom one need not be.
         pinpoints = [[width, height] for height, width in raw.get("image_grid_pinpoints") or HF_NEXT_PINPOINTS]
         settings |= {

@@ -103,14 +103,18 @@ OTHER_BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("model_type", OTHER_BACKBONES)
-def test_other_language_models_survive(tmp_path: Path, model_type: str) -> None:
-    settings = tiny_config(tiny_clip_folder(tmp_path)).to_dict() | OTHER_BACKBONES[model_type]
+def other_student(model_type: str, directory: Path) -> Any:
+    settings = tiny_config(tiny_clip_folder(directory)).to_dict() | OTHER_BACKBONES[model_type]
     settings.pop("model_type")
     student: Any = model_class_of(model_type)(CONFIG_MAPPING[model_type](**settings))
     student.get_vision_tower().load_model()
+    return student
+
+
+@pytest.mark.parametrize("model_type", OTHER_BACKBONES)
+def test_other_language_models_survive(tmp_path: Path, model_type: str) -> None:
     source = tiny_tokenizer_folder(tmp_path / "source")
-    save_student(student, source)
+    save_student(other_student(model_type, tmp_path), source)
     findings = export_hf(Source(str(source), device="cpu"), tmp_path / "out")
     assert all(finding.holds for finding in findings)
 
@@ -212,11 +216,26 @@ def test_templates_that_announce_pictures_are_refused(tmp_path: Path) -> None:
         export_hf(Source(str(source), device="cpu", template="v1_mmtag"), tmp_path / "out")
 
 
-def test_our_loader_reads_plain_exports_again(exported: Callable[[str], Exported]) -> None:
-    made = exported("pad")
-    before, after = chat_of(made.source).model, chat_of(made.directory).model
-    ids, images = torch.tensor([[1, 5, -200, 8]]), torch.randn(1, 3, 28, 28)
-    with torch.no_grad():
-        wanted = before(input_ids=ids, images=images).logits
-        given = after(input_ids=ids, images=images).logits
-    torch.testing.assert_close(given[..., : wanted.shape[-1]], wanted)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_loads_here_again_and_exports_to_the_same_weights(
+    exported: Callable[[str], Exported], tmp_path: Path, kind: str
+) -> None:
+    made = exported(kind)
+    before, after = chat_of(made.source), chat_of(made.directory)
+    assert after.template == before.template
+    wanted, given = record(before), record(after)
+    assert [dialog.ids for dialog in given.dialogs] == [dialog.ids for dialog in wanted.dialogs]
+    torch.testing.assert_close(given.logits[..., : wanted.logits.shape[-1]], wanted.logits)
+    export_hf(Source(str(made.directory), device="cpu"), tmp_path / "again")
+    first, second = (load_file(folder / "model.safetensors") for folder in (made.directory, tmp_path / "again"))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+def test_the_scale_of_gemmas_pictures_is_applied_once_however_often_it_is_exported(tmp_path: Path) -> None:
+    source = tiny_tokenizer_folder(tmp_path / "source")
+    save_student(other_student("llava_gemma", tmp_path), source)
+    wanted = record(chat_of(source)).logits
+    for name in ("once", "twice"):
+        export_hf(Source(str(source), device="cpu"), tmp_path / name)
+        source = tmp_path / name
+    torch.testing.assert_close(record(chat_of(source)).logits[..., : wanted.shape[-1]], wanted)

@@ -32,7 +32,8 @@ def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> VisionTower:
 def _is_siglip(name: str) -> bool:
     if Path(name).is_dir():
         settings, _ = PreTrainedConfig.get_config_dict(name)
-        return settings.get("model_type") in SIGLIP_TYPES
+        vision = settings.get("vision_config", {})  # of a whole model in transformers' format
+        return settings.get("model_type") in SIGLIP_TYPES or vision.get("model_type") in SIGLIP_TYPES
     if "siglip" in name.lower():
         return True
     if any(mark in name for mark in CLIP_MARKS):

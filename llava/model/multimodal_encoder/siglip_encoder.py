@@ -60,7 +60,9 @@ class SigLipVisionTower(VisionTower):
             )
 
     def _num_layers(self, config: VisionConfig) -> int:
-        return config.num_hidden_layers - 1
+        assert isinstance(config, SiglipVisionConfig)
+        # Without a head it is what `llava.export` wrote: the layer that LLaVA drops is gone already.
+        return config.num_hidden_layers - int(config.vision_use_head)
 
     def _processor(self) -> SigLipImageProcessor:
         return SigLipImageProcessor(self.image_size)
