@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -172,6 +173,8 @@ def main(argv: list[str] | None = None) -> None:
             terminal.add_picture(location)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 (lines can be edited, and earlier ones come back with the arrow keys)
     terminal.run()
 
 

@@ -9,15 +9,16 @@ import binascii
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
-from llava.inference import Chat, ContextExceeded, Decoding
+from llava.inference import ContextExceeded, Decoding
 from llava.remote import decode_images
 from llava.serve.http import BadRequest, field
 from llava.serve.stream import FAILED, describe, encode
@@ -28,6 +29,22 @@ MAX_UNREAD = 64  # messages that a slow client has not taken; as each holds all 
 TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
 
 logger = logging.getLogger("model_worker")
+
+
+class Answerer(Protocol):
+    """What a worker serves: `llava.inference.Chat`, or something that answers like one."""
+
+    name: str
+
+    def stream(
+        self,
+        prompt: str,
+        images: Sequence[Image.Image],
+        decoding: Decoding,
+        stop: Sequence[str] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[str]:
+        """The answer so far, growing; ends early when `cancel` is set."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class GenerationRequest:
 
 
 def answer(
-    chat: Chat, request: GenerationRequest, request_id: str, interval: int, cancel: threading.Event
+    chat: Answerer, request: GenerationRequest, request_id: str, interval: int, cancel: threading.Event
 ) -> Iterator[bytes]:
     """The messages of a request's stream; every error becomes a message.
 
@@ -170,7 +187,9 @@ class Places:
 class Generator:
     """Answers requests of one model, so many at a time. on_change: called when the queue grows or shrinks."""
 
-    def __init__(self, chat: Chat, limit: int, interval: int = 1, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, chat: Answerer, limit: int, interval: int = 1, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         if interval < 1:
             raise ValueError(f"the stream's interval is a number of tokens from 1 on, not {interval}")
         self.chat = chat

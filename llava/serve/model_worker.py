@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from llava.inference import Chat, place
-from llava.serve.generation import GenerationRequest, Generator
+from llava.serve.generation import Answerer, GenerationRequest, Generator
 from llava.serve.heartbeat import Heartbeat
 from llava.serve.http import StreamUntilGone, check_service, new_app, read_json
 from llava.serve.stream import new_request_id
@@ -31,7 +31,7 @@ class ModelWorker:
 
     def __init__(
         self,
-        chat: Chat,
+        chat: Answerer,
         limit: int = 5,
         interval: int = 1,
         controller: str | None = None,
@@ -116,18 +116,21 @@ def main(argv: list[str] | None = None) -> None:
     logger.info("args: %s", arguments)
     if arguments.multi_modal:
         logger.warning("--multi-modal is deprecated and not needed: the checkpoint's config decides")
-    controller = None if arguments.no_register else check_service(arguments.controller_address)
-    address = check_service(arguments.worker_address)
-    chat = Chat.load(
-        arguments.model_path,
-        arguments.model_base,
-        name=arguments.model_name,
-        load_8bit=arguments.load_8bit,
-        load_4bit=arguments.load_4bit,
-        use_flash_attn=arguments.use_flash_attn,
-        **place(arguments.device),
-    )
-    worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
+    try:
+        controller = None if arguments.no_register else check_service(arguments.controller_address)
+        address = check_service(arguments.worker_address)
+        chat = Chat.load(
+            arguments.model_path,
+            arguments.model_base,
+            name=arguments.model_name,
+            load_8bit=arguments.load_8bit,
+            load_4bit=arguments.load_4bit,
+            use_flash_attn=arguments.use_flash_attn,
+            **place(arguments.device),
+        )
+        worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     app = create_app(worker)
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info", timeout_graceful_shutdown=5)
 
