@@ -14,8 +14,8 @@ from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_gather import is_partitioned
 from llava.model.checkpoint_parts import load_own_adapters
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_encoder.move_kd.types import stack
 from llava.model.tokenizer import load_tokenizer
-from llava.train.collator import stack
 from llava.train.dataset import make_data_module
 from llava.train.environment import say
 from llava.train.run_config import DistillRun, ModelConfig, Run

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from llava.model.multimodal_encoder.move_kd.cache_lookup import parse_grid, pars
 from llava.model.multimodal_encoder.move_kd.cache_writer import CacheWriter, estimate
 from llava.model.multimodal_encoder.move_kd.teachers import build_teachers
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
-from llava.model.multimodal_encoder.move_kd.types import Source, View
+from llava.model.multimodal_encoder.move_kd.types import Source, View, stack
 from llava.train.arguments import parse_run
 from llava.train.build import build_tokenizer, select_template
 from llava.train.dataset import SupervisedDataset, make_data_module
@@ -158,12 +158,12 @@ def batches(parts: Sequence[SupervisedDataset], options: CacheOptions) -> Iterat
         yield from tqdm(loader, desc=f"writer {options.writer}", mininterval=5)
 
 
-def store(teacher: FrozenTeacher, writer: CacheWriter, wanted: Mapping[str, Tensor], options: CacheOptions) -> None:
+def store(teacher: FrozenTeacher, writer: CacheWriter, wanted: Mapping[str, Any], options: CacheOptions) -> None:
     """Run one teacher over the pictures that its cache does not hold."""
     new = {key: value for key, value in wanted.items() if key not in writer.known}
     for start in range(0, len(new), options.batch_size):
         keys = list(new)[start : start + options.batch_size]
-        features = teacher(torch.stack([new[key] for key in keys]).to(options.device))
+        features = teacher(send_to_device(stack([new[key] for key in keys]), options.device))
         for key, sample in zip(keys, reduce_features(features, options.pool), strict=True):
             writer.add(key, sample)
 

@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import send_to_device
+from PIL import Image
 from torch import Tensor
 
 from llava.model.multimodal_encoder.move_kd.plugins import plugin_names
 from llava.model.multimodal_encoder.move_kd.teachers import build_teachers, parse_dtype
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
+from llava.model.multimodal_encoder.move_kd.types import View, stack
 
 TEACHERS = "llava.model.multimodal_encoder.move_kd.teachers"
 HEADINGS = ("teacher", "parameters", "grid", "tokens", "width", "image", "memory", "ms/image", "digest", "licence")
@@ -63,12 +67,12 @@ def _short(count: float) -> str:
 
 def examine(teacher: FrozenTeacher, device: torch.device, batch_size: int, repeats: int) -> Report:
     """Run a teacher on random pictures. Raises ValueError if its features are not what it says they are."""
-    size = teacher.size
-    generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (batch_size, 3, size, size), generator=generator, dtype=torch.uint8).to(device)
+    noise = np.random.default_rng(0).integers(0, 256, (batch_size, teacher.size, teacher.size, 3), dtype=np.uint8)
+    views = [View(Image.fromarray(pixels), "squash") for pixels in noise]
+    pictures = send_to_device(stack([teacher.source.prepare(view) for view in views]), device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    _check_features(teacher, pictures)
+    _check_features(teacher, pictures, batch_size)
     _wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
@@ -82,7 +86,7 @@ def examine(teacher: FrozenTeacher, device: torch.device, batch_size: int, repea
         parameters=sum(parameter.numel() for parameter in parameters),
         grid=teacher.grid,
         width=teacher.width,
-        size=size,
+        size=teacher.size,
         memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else weights,
         milliseconds=1000 * elapsed / (repeats * batch_size),
         digest=teacher.digest,
@@ -90,9 +94,9 @@ def examine(teacher: FrozenTeacher, device: torch.device, batch_size: int, repea
     )
 
 
-def _check_features(teacher: FrozenTeacher, pictures: Tensor) -> None:
+def _check_features(teacher: FrozenTeacher, pictures: Any, count: int) -> None:
     features = teacher(pictures)
-    expected = (len(pictures), teacher.grid[0] * teacher.grid[1], teacher.width)
+    expected = (count, teacher.grid[0] * teacher.grid[1], teacher.width)
     if features.patches.shape != expected:
         raise teacher.refuse(f"gives features of shape {tuple(features.patches.shape)}, and says {expected}")
     for key, value in features._asdict().items():

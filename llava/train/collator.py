@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.multimodal_encoder.move_kd.types import stack
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,3 @@ def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "weight": torch.tensor(weight, dtype=torch.float32),
         "tile_weight": torch.tensor(tile_weight, dtype=torch.float32),
     }
-
-
-def stack(values: Sequence[Any]) -> Any:
-    """What M calls of `Source.prepare` gave, stacked: tensors, or dicts of tensors."""
-    if isinstance(values[0], Mapping):
-        return {key: stack([value[key] for value in values]) for key in values[0]}
-    if not isinstance(values[0], Tensor):
-        raise TypeError(f"Source.prepare must give tensors or dicts of tensors, got {type(values[0]).__name__}")
-    return torch.stack(list(values))

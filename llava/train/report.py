@@ -30,12 +30,11 @@ from llava.model.checkpoint_io import CheckpointError, find_weight_files
 from llava.model.checkpoint_names import VISION_MODEL
 from llava.model.checkpoint_parts import MOLE_FILE, read_part
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
+from llava.model.multimodal_encoder.move_kd.types import StudentFeatures, stack
 from llava.model.multimodal_encoder.vision_tower import TOWER_PREFIX, VisionTower
 from llava.model.vision_inputs import tiles_of
 from llava.train import report_figures as figures
-from llava.train.collator import stack
-from llava.train.report_figures import Look
+from llava.train.report_pictures import Look, draw_encoder, draw_teachers
 from llava.visualize import pixels_to_image
 
 logger = logging.get_logger(__name__)
@@ -43,6 +42,12 @@ logger = logging.get_logger(__name__)
 FOLDER = "report"
 NUM_PICTURES = 4
 COLLAPSED = 0.9  # share of the tokens that makes one expert the only one
+LEGEND = (
+    "Means over the first and the last tenth of the log. The loss is the sum of `lm` and of every other term as it "
+    "is weighed (`kd/TEACHER`, `balance`). `residual/TEACHER` is a teacher's error before any weight, `cosine` that of "
+    "the student's prediction and the teacher's features, `cka` how alike the features themselves are (0 to 1), "
+    "`weight` a teacher's share."
+)
 
 
 def write_report(history: Sequence[Mapping[str, Any]], looks: Sequence[Look], directory: Path) -> Path:
@@ -57,19 +62,21 @@ def write_report(history: Sequence[Mapping[str, Any]], looks: Sequence[Look], di
     if figures.draw_experts(history, folder / "experts.png"):
         sections.append(f"## Experts\n\n{expert_findings(history)}\n\n![load and entropy by layer](experts.png)\n")
     if looks:
-        figures.draw_encoder(looks, folder / "encoder.png")
+        draw_encoder(looks, folder / "encoder.png")
     if any(look.teachers for look in looks):
-        figures.draw_teachers(looks, folder / "teachers.png")
+        draw_teachers(looks, folder / "teachers.png")
     if (folder / "encoder.png").exists():
         sections.append(
-            "## What the encoder sees\n\nBright patches are those the class token looks at. A patch has the color of "
-            "its expert in that layer. Features are colored by their first three principal components.\n\n"
+            "## What the encoder sees\n\nBright patches are those the class token looks at, on a scale of each "
+            "picture's own; below it stands the largest share that one patch gets. A patch has the color of its expert "
+            "in that layer. Features are colored by their first three principal components in that picture.\n\n"
             "![attention, experts and features over pictures](encoder.png)\n"
         )
     if (folder / "teachers.png").exists():
         sections.append(
             "## Student and teachers\n\nEach teacher is beside the student's prediction of it. Both share one set of "
-            "colors: where they are alike, the student has learned what the teacher knows.\n\n"
+            "colors, and the mean cosine of the two stands below: where they are alike, the student has learned what "
+            "the teacher knows. Colors of different pairs, or pictures, mean nothing together.\n\n"
             "![features of student and teachers](teachers.png)\n"
         )
     page = folder / "report.md"
@@ -93,7 +100,7 @@ def summary(history: Sequence[Mapping[str, Any]]) -> str:
     if not history:
         return "There is no log of this run.\n"
     steps = max(row["step"] for row in history)
-    return f"{steps} steps. Means over the first and the last tenth of the log:\n\n" + "\n".join(lines) + "\n"
+    return f"{steps} steps. {LEGEND}\n\n" + "\n".join(lines) + "\n"
 
 
 def expert_findings(history: Sequence[Mapping[str, Any]]) -> str:

@@ -1,27 +1,21 @@
-"""Figures of a training report, drawn from the log and from what the encoder saw; knows no model and no trainer.
-
-Legend: N tokens, D width, E experts.
-"""
+"""Curves of a training report, drawn from the log alone. Legend: S logged steps, E experts."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from llava.visualize import css_color, expert_color, expert_colors, heat_colors, overlay, pca_colors
+from llava.visualize import css_color, expert_color
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Curve = tuple[list[float], list[float]]  # steps, values
 
@@ -35,24 +29,9 @@ METRIC_PANELS = {
     "images_per_second": "images per second",
     "teacher_share": "share of the time that teachers take",
 }
+SHARES = ("cosine", "cka", "weight", "teacher_share")  # 1 is the most there is
 PER_LAYER = ("expert_load", "routing_entropy")
 TRAINERS_OWN = ("step", "epoch", "loss", "total_flos", "learning_rate", "grad_norm")
-SHOWN_LAYERS = 4
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one picture became. patches: (N, D) of the student on `grid`. attention: (N,) of its class token.
-    choices: for each layer with experts, the expert of each patch, (N,). teachers: by name the target and the
-    student's prediction of it, on the student's grid, or the teacher's own features alone (then the second is None)."""
-
-    picture: Image.Image
-    grid: tuple[int, int]
-    patches: Tensor
-    attention: Tensor | None
-    choices: tuple[Tensor, ...] = ()
-    experts: int = 0
-    teachers: Mapping[str, tuple[Tensor, Tensor | None, tuple[int, int]]] = field(default_factory=dict)
 
 
 def curve(history: Sequence[Mapping[str, Any]], name: str) -> Curve:
@@ -102,36 +81,55 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """A panel per quantity; a teacher has one color in all of them."""
     panels = panels_of(history)
+    several = dict.fromkeys(label for title, lines in panels.items() if title != "loss" and len(lines) > 1
+                            for label in lines)  # fmt: skip
+    colors = {label: f"C{index % 10}" for index, label in enumerate(several)}
     columns = min(3, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     figure, axes = plt.subplots(rows, columns, figsize=(4.3 * columns, 3.1 * rows), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
-        _draw_panel(axis, title, lines)
-    _save(figure, target)
+        _draw_panel(axis, title, lines, colors)
+    save_figure(figure, target)
 
 
-def _draw_panel(axis: Axes, title: str, lines: Mapping[str, Curve]) -> None:
+def _draw_panel(axis: Axes, title: str, lines: Mapping[str, Curve], colors: Mapping[str, str]) -> None:
+    before: list[Curve] = []
     for label, (steps, values) in lines.items():
+        color = colors.get(label, "0.6" if "language model" in label else "0.15")
+        hides = label.startswith("validation") or (steps, values) in before  # a dash shows the curve below
+        style: dict[str, Any] = {"color": color, "linestyle": (0, (4, 4)) if hides else "-"}
+        named = f"{label}  {values[-1]:.3g}" if len(lines) > 1 else label
         if len(values) < 20:
-            axis.plot(steps, values, label=label, linewidth=1.6, marker="o" if len(values) < 3 else None, markersize=3)
-            continue
-        [drawn] = axis.plot(steps, smooth(values), label=label, linewidth=1.6)
-        axis.plot(steps, values, color=drawn.get_color(), linewidth=0.6, alpha=0.3)
+            axis.plot(steps, values, label=named, linewidth=1.6, marker="o" if len(values) < 3 else None,
+                      markersize=3, **style)  # fmt: skip
+        else:
+            axis.plot(steps, smooth(values), label=named, linewidth=1.6, **style)
+            axis.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
+        before.append((steps, values))
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("step", fontsize=8)
     axis.ticklabel_format(axis="y", useOffset=False)
-    low, high = axis.get_ylim()
-    if high - low < 0.02 * max(abs(low), abs(high)):  # what hardly moves should not look as if it did
-        middle = (low + high) / 2
-        axis.set_ylim(middle - 0.05 * abs(middle), middle + 0.05 * abs(middle))
+    _set_scale(axis, title, min(min(values) for _, values in lines.values()))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:
         axis.legend(frameon=False, fontsize=8)
+
+
+def _set_scale(axis: Axes, title: str, lowest: float) -> None:
+    """From 0, and to 1 for a share, so that what hardly moves does not look as if it did. An entropy, whose 0 is far
+    away, is shown close by."""
+    if title == METRIC_PANELS["token_entropy"]:
+        low, high = axis.get_ylim()
+        room = max(0.0, 0.05 * high - (high - low)) / 2
+        axis.set_ylim(low - room, high + room)
+    elif lowest >= 0:
+        axis.set_ylim(bottom=0, top=1.02 if title in {METRIC_PANELS[name] for name in SHARES} else None)
 
 
 def layer_table(history: Sequence[Mapping[str, Any]], head: str) -> tuple[list[float], np.ndarray]:
@@ -159,7 +157,7 @@ def draw_experts(history: Sequence[Mapping[str, Any]], target: Path) -> bool:
     _draw_loads(axes[0], np.nanmean(loads[-max(1, len(loads) // 10) :], axis=0))
     _draw_over_time(figure, axes[1], steps, loads.max(axis=2), "largest expert's share", (1 / loads.shape[2], 1.0))
     _draw_over_time(figure, axes[2], steps, entropies, "entropy of the routers (1: undecided)", (0.0, 1.0))
-    _save(figure, target)
+    save_figure(figure, target)
     return True
 
 
@@ -168,18 +166,22 @@ def _draw_loads(axis: Axes, loads: np.ndarray) -> None:
     left = np.zeros(len(loads))
     for expert in range(loads.shape[1]):
         color = css_color(expert_color(expert))
-        axis.barh(range(len(loads)), loads[:, expert], left=left, color=color, label=str(expert), height=0.85)
+        axis.barh(range(len(loads)), loads[:, expert], left=left, color=color, label=f"expert {expert}", height=0.85)
         left += loads[:, expert]
     axis.set_title("share of tokens that each expert gets, at the end", fontsize=10, pad=22)
-    axis.set_ylabel("layer", fontsize=8)
+    axis.set_xlabel("share", fontsize=8)
     axis.set_xlim(0, 1)
     axis.set_ylim(len(loads) - 0.5, -0.5)
-    axis.tick_params(labelsize=8)
+    _name_layers(axis)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(
-        title=None, ncols=loads.shape[1], frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0),
-        handlelength=1,
-    )  # fmt: skip
+    axis.legend(ncols=loads.shape[1], frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+                handlelength=1)  # fmt: skip
+
+
+def _name_layers(axis: Axes) -> None:
+    axis.set_ylabel("layer", fontsize=8)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.tick_params(labelsize=8)
 
 
 def _draw_over_time(
@@ -193,67 +195,12 @@ def _draw_over_time(
     )
     axis.set_title(title, fontsize=10, pad=22)
     axis.set_xlabel("step", fontsize=8)
-    axis.tick_params(labelsize=8)
+    _name_layers(axis)
     figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02).ax.tick_params(labelsize=8)
 
 
-def chosen_layers(count: int) -> list[int]:
-    """At most SHOWN_LAYERS layers from the first to the last, evenly."""
-    return sorted({round(index) for index in np.linspace(0, count - 1, min(count, SHOWN_LAYERS))})
-
-
-def draw_encoder(looks: Sequence[Look], target: Path) -> None:
-    """A row per picture: itself, where the class token looks, which expert each patch goes to, the features."""
-    rows = []
-    for look in looks:
-        cells = {"picture": look.picture}
-        if look.attention is not None:
-            cells["class token looks at"] = overlay(look.picture, heat_colors(look.attention, look.grid))
-        for layer in chosen_layers(len(look.choices)) if look.choices else []:
-            colors = expert_colors(look.choices[layer], look.grid, look.experts)
-            cells[f"experts, layer {layer}"] = overlay(look.picture, colors, 0.6)
-        cells["features"] = image_of(pca_colors(look.patches, look.grid))
-        rows.append(cells)
-    draw_grid(rows, target)
-
-
-def draw_teachers(looks: Sequence[Look], target: Path) -> None:
-    """A row per picture: the student's features, and each teacher beside the student's prediction of it. The two of a
-    pair share their colors, so equal colors mean equal features; colors of different pairs mean nothing together."""
-    rows = []
-    for look in looks:
-        cells = {"picture": look.picture, "student": image_of(pca_colors(look.patches, look.grid))}
-        for name, (features, prediction, grid) in look.teachers.items():
-            if prediction is None:
-                cells[name] = image_of(pca_colors(features, grid))
-                continue
-            both = pca_colors(torch.cat([features, prediction]), (2 * grid[0], grid[1]))
-            cells[name] = image_of(both[: grid[0]])
-            cells[f"student as {name}"] = image_of(both[grid[0] :])
-        rows.append(cells)
-    draw_grid(rows, target)
-
-
-def image_of(colors: np.ndarray) -> Image.Image:
-    return Image.fromarray((np.clip(colors, 0, 1) * 255).round().astype(np.uint8))
-
-
-def draw_grid(rows: Sequence[Mapping[str, Image.Image]], target: Path) -> None:
-    """Pictures in rows, the titles over the first."""
-    columns = max(len(row) for row in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.75 * columns, 1.78 * len(rows) + 0.3), squeeze=False)
-    for index, row in enumerate(rows):
-        for axis, (title, image) in zip(axes[index], row.items(), strict=False):
-            smooth_small = "nearest" if image.width < 64 else "antialiased"
-            axis.imshow(np.asarray(image), interpolation=smooth_small)
-            if index == 0:
-                axis.set_title(title, fontsize=8.5)
-    for axis in axes.flat:
-        axis.axis("off")
-    _save(figure, target, pad=0.4)
-
-
-def _save(figure: Figure, target: Path, pad: float = 1.0) -> None:
-    figure.tight_layout(pad=pad)
+def save_figure(figure: Figure, target: Path, pad: float = 1.0, bottom: float = 0.0) -> None:
+    """bottom: share of the height to leave free there."""
+    figure.tight_layout(pad=pad, rect=(0, bottom, 1, 1))
     figure.savefig(target, dpi=130)
     plt.close(figure)

@@ -23,8 +23,7 @@ from llava.model.multimodal_encoder.move_kd.cache_lookup import open_cached_teac
 from llava.model.multimodal_encoder.move_kd.cache_writer import CacheWriter, estimate
 from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
-from llava.model.multimodal_encoder.move_kd.types import View
-from llava.train.collator import stack
+from llava.model.multimodal_encoder.move_kd.types import View, stack
 from tests.tiny_teachers import make_case
 
 

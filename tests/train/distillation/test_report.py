@@ -11,7 +11,8 @@ from PIL import Image
 
 from llava.train.arguments import parse_run
 from llava.train.report import FOLDER, load_tower, main, pick_items, read_history, write_report
-from llava.train.report_figures import Look, chosen_layers, curve, is_term, layer_table, panels_of
+from llava.train.report_figures import curve, is_term, layer_table, panels_of
+from llava.train.report_pictures import Look, chosen_layers
 from tests.train.distillation.conftest import Lab
 from tests.train.runs import command_line
 

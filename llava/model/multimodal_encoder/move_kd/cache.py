@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
-from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures, View
+from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures, View, stack
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -110,8 +111,8 @@ def describe(teacher: FrozenTeacher, pooled: Grid | None = None) -> tuple[Manife
     """The manifest of a cache of this teacher, and its features of a blank. Raises ValueError for a finer grid."""
     if pooled is not None and (pooled[0] > teacher.grid[0] or pooled[1] > teacher.grid[1]):
         raise ValueError(f"teacher {teacher.name!r} has a grid of {teacher.grid}; it cannot be pooled to {pooled}")
-    device = teacher.pixel_mean.device
-    [blank] = reduce_features(teacher(teacher.source.blank()[None].to(device)), pooled)
+    prepared = send_to_device(stack([teacher.source.blank()]), teacher.pixel_mean.device)
+    [blank] = reduce_features(teacher(prepared), pooled)
     manifest = Manifest(
         name=teacher.name,
         teacher=teacher.signature(),

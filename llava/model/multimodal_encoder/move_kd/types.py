@@ -4,7 +4,7 @@ Legend: B samples, T student tiles, M teacher images, N tokens, D width, E exper
 Nothing here knows a particular teacher, objective or language model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -30,7 +30,8 @@ class View:
 
 
 class Source(Protocol):
-    """What the data workers prepare for a teacher. Sources with equal keys are prepared once."""
+    """What the data workers prepare for a teacher, a tensor or a dict of tensors of fixed shape. Sources with equal
+    keys are prepared once."""
 
     @property
     def key(self) -> str: ...
@@ -104,6 +105,23 @@ def make_square(image: Image.Image, fit: Fit, canvas: tuple[int, int, int], size
     # The box gives the pixels of resizing everything and cutting (to one level of 255), without a long picture's rest.
     box = (left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def stack(values: Sequence[Any]) -> Any:
+    """What M calls of `Source.prepare` gave, stacked: tensors, or dicts of tensors."""
+    if isinstance(values[0], Mapping):
+        return {key: stack([value[key] for value in values]) for key in values[0]}
+    if not isinstance(values[0], Tensor):
+        raise TypeError(f"Source.prepare must give tensors or dicts of tensors, got {type(values[0]).__name__}")
+    return torch.stack(list(values))
+
+
+def split(stacked: Any, size: int | None) -> list[Any]:
+    """What `stack` gave in parts of at most `size`; None keeps it whole."""
+    if not isinstance(stacked, Mapping):
+        return list(stacked.split(size or len(stacked)))
+    columns = [split(values, size) for values in stacked.values()]
+    return [dict(zip(stacked, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 class Routing(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.move_kd.teachers._spec import PRESETS, TeacherSpec, Triple
 from llava.model.multimodal_encoder.move_kd.teachers._weights import weights_digest
-from llava.model.multimodal_encoder.move_kd.types import Fit, ImageSpec, Source, TeacherFeatures
+from llava.model.multimodal_encoder.move_kd.types import Fit, ImageSpec, Source, TeacherFeatures, split
 
 CLIP_MEAN, CLIP_STD = PRESETS["clip"]
 IMAGENET_MEAN, IMAGENET_STD = PRESETS["imagenet"]
@@ -123,11 +123,12 @@ class FrozenTeacher(nn.Module):
     def default_path(self, context: BuildContext) -> str:
         return self.defaults.path()
 
-    def make_source(self) -> ImageSpec:
+    def make_source(self) -> Source:
         return ImageSpec(self.size, self.mean, self.std, self.spec.fit or self.defaults.fit)
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """(M, 3, S, S) uint8 to standardized values in the teacher's dtype; no constant travels to the device."""
+    def normalize(self, pixels: Any) -> Any:
+        """(M, 3, S, S) uint8 to standardized values in the teacher's dtype; no constant travels to the device. A
+        teacher whose source gives something else says here what `encode` gets of it."""
         standardized = torch.empty(pixels.shape, dtype=self.dtype, device=pixels.device)
         # One picture after the other through one buffer: for large ones a CPU spends more on fresh memory than on this.
         buffer = torch.empty(pixels.shape[1:], device=pixels.device)
@@ -136,11 +137,11 @@ class FrozenTeacher(nn.Module):
         return standardized
 
     @torch.no_grad()  # not inference_mode: the adapters must save these tensors for backward
-    def forward(self, prepared: Tensor) -> TeacherFeatures:
-        """(M, 3, S, S) uint8, as `source.prepare` made it, to M images' features."""
-        with torch.autocast(prepared.device.type, enabled=False):
-            chunks = prepared.split(self.spec.chunk or len(prepared))
-            parts = [self.encode(self.normalize(chunk)) for chunk in chunks]
+    def forward(self, prepared: Any) -> TeacherFeatures:
+        """M pictures as `source.prepare` made them, collated ((M, 3, S, S) uint8, or what a source of the teacher's own
+        gives), to their features."""
+        with torch.autocast(self.pixel_mean.device.type, enabled=False):
+            parts = [self.encode(self.normalize(chunk)) for chunk in split(prepared, self.spec.chunk)]
         return parts[0] if len(parts) == 1 else _join(parts)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
