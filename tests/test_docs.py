@@ -79,6 +79,11 @@ def test_the_teachers_on_the_method_page_are_those_in_the_code() -> None:
     assert not told
 
 
+def test_the_objectives_on_the_method_page_are_the_files() -> None:
+    rows = table_after((DOCS / "method.md").read_text(), "<!-- objectives")
+    assert sorted(row[0].strip("`") for row in rows) == plugin_names(objectives_package.__name__)
+
+
 def test_every_test_that_the_ledger_names_exists() -> None:
     named = set(re.findall(r"\btest_[a-z0-9_]+\b(?!\.py|/)", (DOCS / "method.md").read_text()))
     written_tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))

@@ -4,6 +4,7 @@ No library carries this backbone, so it is ported here for inference alone. The 
 its tensors below `backbone.net.` are used and must be complete, feature pyramid and heads are left out.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -254,11 +255,24 @@ class Eva02(FrozenTeacher):
         state, tables = backbone_tensors(read_checkpoint(path, f"teacher {self.name!r}"), where)
         required = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.w1.weight")
         refuse(where, missing=[PREFIX + key for key in required if key not in state], unexpected=())
+        self._check_shape()
         self.config = config_from(state, tables, self.choices)
+        if self.config.width % self.config.heads or max(self.config.global_blocks, default=0) >= self.config.depth:
+            raise self.refuse(
+                f"heads or global do not fit a network {self.config.width} wide and {self.config.depth} deep"
+            )
         square_grid(self._find_size(), self.config.patch, self)
         with torch.device("meta"):
             net = EvaBackbone(self.config, self._find_size())
         return strict_load(net, {key: tensor.float() for key, tensor in state.items()}, where=where)
+
+    def _check_shape(self) -> None:
+        forms = {"heads": r"[1-9]\d*", "window": r"[1-9]\d*", "global": r"\d+(/\d+)*"}
+        for key, form in forms.items():
+            if self.choices[key] and not re.fullmatch(form, self.choices[key]):
+                raise self.refuse(
+                    f"{key}={self.choices[key]} is not understood; write heads=16, window=16, global=2/5/8"
+                )
 
     def layout(self) -> tuple[tuple[int, int], int]:
         return square_grid(self.size, self.config.patch, self), self.config.width

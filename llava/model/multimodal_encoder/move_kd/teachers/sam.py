@@ -1,5 +1,7 @@
 """SAM ViT-L: the image encoder with its neck, one token of 256 channels per 16 x 16 pixels.
 
+A transformers folder, or the authors' own file (`sam:path=sam_vit_l_0b3195.pth`).
+
 `layout=upstream` gives the released code's order of the same numbers, which mixes channels with positions; adapters
 published with MoVE-KD v1.1 were trained on it, and nothing else should use it.
 """
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamVisionModel
 
+from llava.model.multimodal_encoder.move_kd.teachers._sam_file import load_original, original_file
 from llava.model.multimodal_encoder.move_kd.teachers._weights import load_pretrained
 from llava.model.multimodal_encoder.move_kd.teachers.base import (
     IMAGENET_MEAN,
@@ -53,7 +56,10 @@ class Sam(FrozenTeacher):
             raise self.refuse(f"layout {self.choices['layout']!r} is unknown; use one of {', '.join(LAYOUTS)}")
         accepted = ("sam", "sam_vision_model")
         owner = f"teacher {self.name!r}"
-        net = load_pretrained(SamVisionModel, self.path, model_types=accepted, owner=owner, ignore=OTHER_PARTS)
+        if (file := original_file(self.path)) is not None:
+            net = load_original(file, owner)
+        else:
+            net = load_pretrained(SamVisionModel, self.path, model_types=accepted, owner=owner, ignore=OTHER_PARTS)
         _fit_to_size(net, self._find_size(), self)
         return net
 
