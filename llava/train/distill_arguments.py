@@ -45,6 +45,8 @@ MOLE_ITEMS = {
     "moe_dropout": "dropout",
     "moe_layers": "layers",
 }
+# What experts alone read, with or without teachers.
+EXPERT_FLAGS = (*MOLE_ITEMS, "moe_encoder_dense", "moe_encoder_balance_w", "kd_balance")
 
 
 def one_of(kind: Any, meaning: str) -> Any:
@@ -142,6 +144,43 @@ class DistillArguments:
                 "give one of them."
             )
         return mole
+
+    def given_moe_keys(self) -> frozenset[str]:
+        """Keys of config.json's `moe` that flags name."""
+        given = {flag for flag in MOLE_ITEMS if getattr(self, flag) is not None}
+        return frozenset(given | ({"moe_gate", "moe_encoder_dense"} if self.moe_encoder_dense else set()))
+
+    def idle_flags(self) -> dict[str, str]:
+        """Flags that were given and change nothing beside the others, each with the reason. Raises ValueError."""
+        idle: dict[str, str] = {}
+        if not self.has_experts:
+            idle |= dict.fromkeys(EXPERT_FLAGS, "the vision tower gets no experts")
+        if not self.distills:
+            own = ("encoder_teachers", "kd", "kd_recipe", "kd_blank_weight", "moe_encoder", *EXPERT_FLAGS)
+            reason = "no teacher is named" if self.kd else "--kd is False"
+            idle |= {item.name: reason for item in dataclasses.fields(self) if item.name not in own}
+        else:
+            idle |= self._idle_beside(self._distill_config())
+        return {name: why for name, why in idle.items() if self._is_given(name)}
+
+    def _idle_beside(self, config: DistillConfig) -> dict[str, str]:
+        idle = {}
+        if config.anchor not in {parse_spec(spec).name for spec in self.encoder_teachers}:
+            why = f"teacher {config.anchor!r} is not distilled"
+            idle |= dict.fromkeys(
+                ("kd_memory_w", "kd_clip_share", *(() if config.needs_anchor else ("kd_anchor",))), why
+            )
+        if config.heads != "student":
+            idle["kd_grid"] = f"--kd_heads is {config.heads}"
+        if not config.standardize:
+            idle["kd_statistics_steps"] = "teachers are not standardized"
+        if config.teacher_weights == "uniform":
+            idle["teacher_weight"] = f"recipe {self.recipe!r} weighs teachers equally; see --kd_teacher_weights"
+        return idle
+
+    def _is_given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False and value != type(self).__dataclass_fields__[name].default
 
     def _distill_config(self) -> DistillConfig:
         given = {item: value for flag, item in DISTILL_ITEMS.items() if (value := getattr(self, flag)) is not None}

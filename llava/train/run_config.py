@@ -15,7 +15,8 @@ from llava.train.training_arguments import TrainingArguments
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """How the model sees. Field names are those of config.json, where they end up."""
+    """How the model sees. Field names are those of config.json, where they end up. moe_given: keys of `moe` that flags
+    name; the others are the recipe's."""
 
     vision_tower: str
     vision_tower_pretrained: str | None
@@ -35,6 +36,7 @@ class VisionConfig:
     unfreeze_mm_vision_tower: bool
     mm_tunable_parts: str | None
     moe: Mapping[str, Any] | None = None
+    moe_given: frozenset[str] = frozenset()
     pretrain_mm_mlp_adapter: None = None  # stage-1 files are loaded by the recipe, into the whole distiller
 
 

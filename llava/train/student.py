@@ -1,7 +1,7 @@
 """The student as a run wants it: language model, vision modules, experts, LoRA, quantization."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,14 @@ from llava.conversation import SeparatorStyle, conv_templates
 from llava.model.checkpoint import load_student
 from llava.model.checkpoint_config import read_config
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.move_kd.config import PUBLISHED_KEYS
+from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 from llava.model.quantization import UNQUANTIZED
 from llava.model.tokenizer import add_image_tokens, grow_embeddings
 from llava.train.run_config import LoraSettings, ModelConfig, QuantizationSettings, Run
+
+# Keys of config.json's `moe` that may change when training goes on, and those that only told how experts began.
+CHANGEABLE = ("moe_gate", "moe_encoder_dense", "moe_dropout")
+BEGINNINGS = ("moe_init_a", "moe_init_b")
 
 
 def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -25,7 +29,9 @@ def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     Raises ValueError for experts that do not fit or are not there, CheckpointError for a checkpoint that is no use.
     """
     config = run.model
-    moe = None if config.vision is None or config.vision.moe is None else experts_of(config.path, config.vision.moe)
+    moe = None
+    if config.vision is not None and config.vision.moe is not None:
+        moe = experts_of(config.path, config.vision.moe, config.vision.moe_given)
     new_experts = moe is not None and lacks_experts(config.path)
     student: Any = load_student(
         None,
@@ -112,19 +118,21 @@ def inject_lora(student: PreTrainedModel, settings: LoraSettings) -> None:
     inject_adapter_in_model(config, student)
 
 
-def experts_of(path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The `moe` entry of config.json: the checkpoint's own where it has experts, else the one asked for.
+def experts_of(path: str, asked: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The `moe` entry of config.json: the one asked for, or where the checkpoint has experts its own, with the gate and
+    the dropout that flags name. given: the keys of `asked` that flags name.
 
-    Raises ValueError if the two have other sizes.
+    Raises ValueError if flags name another form than the checkpoint's experts have.
     """
-    own = read_config(path).get("moe")
-    if not own or not own.get("moe_encoder"):
+    stored = read_config(path).get("moe")
+    if not stored or not stored.get("moe_encoder"):
         return dict(asked)
-    different = [name for name in PUBLISHED_KEYS if own.get(name) != asked[name]]
-    if different:
-        name = different[0]
-        raise ValueError(f"--{name} {asked[name]} does not fit the experts of {path}, which say {own.get(name)}")
-    return dict(own)
+    own = MoLEConfig.from_dict(stored).to_dict()
+    changed = {name: asked[name] for name in CHANGEABLE if name in given}
+    for name in given:
+        if name not in (*CHANGEABLE, *BEGINNINGS) and own[name] != asked[name]:
+            raise ValueError(f"--{name} {asked[name]} does not fit the experts of {path}, which say {own[name]}")
+    return MoLEConfig.from_dict({**own, **changed}).to_dict() if changed else dict(stored)
 
 
 def lacks_experts(path: str) -> bool:
@@ -156,21 +164,33 @@ def compile_tower(student: Any, backend: str, mode: str | None) -> None:
             block.compile(backend=backend, mode=mode)
 
 
-def unused_parameters(distiller: Any, balances: bool) -> frozenset[str]:
-    """Tower parameters that no loss reaches, by name: the layers after the last one that is read.
-
-    balances: the routers of those layers are heard by a balance term. Then all but the MLP that comes last are used.
-    """
+def unused_parameters(distiller: Any, trains_experts: bool) -> frozenset[str]:
+    """Tower parameters that no loss reaches, by name: the layers after the last one that is read, and routers that
+    nothing hears (of the gate `top1`, without a balance term)."""
     tower = distiller.student.get_vision_tower()
     if tower is None:
         return frozenset()
-    model = tower.vision_tower.vision_model
-    unused = {id(parameter) for parameter in model.post_layernorm.parameters()}
+    unused = [*tower.vision_tower.vision_model.post_layernorm.parameters()]
     if isinstance(tower, CLIPVisionTower):
-        behind = list(model.encoder.layers[max(tower.layers) :])
-        if balances and tower.num_run_layers > max(tower.layers):
-            last = behind[-1].mlp
-            unused |= {id(parameter) for parameter in last.parameters()} - {id(p) for p in last.router.parameters()}
-        else:
-            unused |= {id(parameter) for layer in behind for parameter in layer.parameters()}
-    return frozenset(name for name, parameter in distiller.named_parameters() if id(parameter) in unused)
+        balances = trains_experts and "balance" in distiller.objectives
+        unused += _unused_in_layers(tower, distiller.distill_config.balance if balances else None)
+    found = {id(parameter) for parameter in unused}
+    return frozenset(name for name, parameter in distiller.named_parameters() if id(parameter) in found)
+
+
+def _unused_in_layers(tower: CLIPVisionTower, balance: str | None) -> list[nn.Parameter]:
+    """balance: the form of the term that hears the routers. Over all layers ("pooled") it hears those behind too; then
+    all but the MLP that comes last are used."""
+    layers: list[Any] = list(tower.vision_tower.vision_model.encoder.layers)
+    read, behind = layers[: max(tower.layers)], layers[max(tower.layers) :]
+    moe = None if tower.settings.moe is None else MoLEConfig.from_dict(tower.settings.moe)
+    heard = moe is not None and balance is not None and moe.experts > 1
+    if heard and balance == "pooled" and tower.num_run_layers > max(tower.layers):
+        last = behind[-1].mlp
+        routers = {id(parameter) for parameter in last.router.parameters()}
+        unused = [parameter for parameter in last.parameters() if id(parameter) not in routers]
+    else:
+        unused = [parameter for layer in behind for parameter in layer.parameters()]
+    if moe is not None and moe.gate == "top1" and not heard:
+        unused += [parameter for layer in read for parameter in layer.mlp.router.parameters()]
+    return unused

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 from llava.train.data_config import DataConfig
 from llava.train.distill_arguments import DistillArguments
 from llava.train.model_arguments import DataArguments, ModelArguments
@@ -29,7 +28,6 @@ RECORDED = {
     ),
     TrainingArguments: ("freeze_mm_mlp_adapter", "mm_projector_lr", "mm_vision_tower_lr"),
 }  # fmt: skip
-TEACHER_FLAGS = ("tune_encoder_adapter", "shard_teachers", "teacher_cache")
 
 
 def build_run(
@@ -48,16 +46,15 @@ def build_run(
         raise ValueError("--data_path is missing: JSON, JSONL, parquet or a YAML mixture (docs/data.md)")
     if model.mm_resampler_type not in (None, "identity"):
         raise ValueError(f"--mm_resampler_type {model.mm_resampler_type!r} is not supported; leave it out")
-    if not distill.distills:
-        given = {**vars(distill), "tune_encoder_adapter": training.tune_encoder_adapter}
-        training.notes.extend(f"--{name} has no effect: no teacher is named" for name in TEACHER_FLAGS if given[name])
-    mole = distill.mole_config()
-    stage = select_stage(
-        _stage_flags(model, training, implied_experts=distill.moe_encoder is None and mole is not None)
-    )
+    idle = distill.idle_flags()
+    if training.tune_encoder_adapter and not distill.distills:
+        idle["tune_encoder_adapter"] = "no teacher is named" if distill.kd else "--kd is False"
+    training.notes.extend(f"--{name} has no effect: {reason}" for name, reason in idle.items())
+    implied_experts = distill.moe_encoder is None and distill.mole_config() is not None
+    stage = select_stage(_stage_flags(model, training, implied_experts))
     distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
     return Run(
-        model=_model_config(model, data, training, mole, distillation, attn_implementation),
+        model=_model_config(model, data, training, _vision_config(model, distill), distillation, attn_implementation),
         data=_data_config(model, data, training, distill.distill_views),
         distill=distillation,
         stage=stage,
@@ -176,7 +173,7 @@ def _model_config(
     model: ModelArguments,
     data: DataArguments,
     training: TrainingArguments,
-    mole: MoLEConfig | None,
+    vision: VisionConfig | None,
     distillation: DistillRun | None,
     attn_implementation: str | None,
 ) -> ModelConfig:
@@ -189,7 +186,7 @@ def _model_config(
         attn_implementation=attention(training.attn_implementation or attn_implementation, training.notes),
         max_length=training.model_max_length,
         cache_dir=training.cache_dir,
-        vision=_vision_config(model, mole),
+        vision=vision,
         lora=lora if training.lora_enable else None,
         quantization=quantization if training.bits != 16 else None,
         rope_scaling=_rope_scaling(model),
@@ -199,12 +196,13 @@ def _model_config(
     )
 
 
-def _vision_config(model: ModelArguments, mole: MoLEConfig | None) -> VisionConfig | None:
+def _vision_config(model: ModelArguments, distill: DistillArguments) -> VisionConfig | None:
     if model.vision_tower is None:
         return None
-    names = {field.name for field in dataclasses.fields(VisionConfig)} - {"moe", "pretrain_mm_mlp_adapter"}
+    names = {field.name for field in dataclasses.fields(VisionConfig)} - {"moe", "moe_given", "pretrain_mm_mlp_adapter"}
     settings = {name: value for name, value in vars(model).items() if name in names}
-    return VisionConfig(**settings, moe=None if mole is None else mole.to_dict())
+    mole = distill.mole_config()
+    return VisionConfig(**settings, moe=None if mole is None else mole.to_dict(), moe_given=distill.given_moe_keys())
 
 
 def _rope_scaling(model: ModelArguments) -> dict[str, Any] | None:

@@ -144,3 +144,23 @@ def test_sparse_experts_may_use_any_sparse_gate() -> None:
 def test_a_word_that_is_no_choice_stops_the_parser() -> None:
     with pytest.raises(SystemExit):
         parse("--kd_recipe theirs")
+
+
+@pytest.mark.parametrize(
+    ("line", "idle"),
+    [
+        ("--encoder_teachers clip eva --kd_w 2 --kd_grid pool --moe_gate soft --kd_clip_share 0.3", set()),
+        (PUBLISHED_LINE, set()),
+        ("--kd_w 0.5 --teacher_cache d --distill_views all", {"kd_w", "teacher_cache", "distill_views"}),
+        ("--encoder_teachers clip --kd False --kd_heads teacher", {"kd_heads"}),
+        ("--encoder_teachers clip --moe_encoder False --moe_gate soft --kd_balance pooled", {"moe_gate", "kd_balance"}),
+        ("--moe_encoder True --moe_encoder_lora_rank 8 --kd_balance pooled --kd_blank_weight 1", set()),
+        ("--encoder_teachers eva --kd_clip_share 0.3", {"kd_clip_share"}),
+        ("--encoder_teachers eva --kd_token_weights uniform --kd_anchor clip", {"kd_anchor"}),
+        ("--encoder_teachers clip eva --kd_heads teacher --kd_grid pool", {"kd_grid"}),
+        ("--encoder_teachers clip eva --kd_standardize False --kd_statistics_steps 9", {"kd_statistics_steps"}),
+        ("--encoder_teachers clip eva --kd_recipe ours --teacher_weight True", {"teacher_weight"}),
+    ],
+)
+def test_flags_that_change_nothing_are_told(line: str, idle: set[str]) -> None:
+    assert set(parse(line).idle_flags()) == idle

@@ -84,16 +84,21 @@ class Distiller(nn.Module):
             raise ValueError("the student gave no loss: the batch has no labels.")
         terms = {"lm": answer.loss.float()}
         metrics: dict[str, Tensor] = {}
+        unread: Tensor | float = 0.0
         if self.objectives and answer.vision is not None:
             inputs = self.distill_inputs(answer.vision, distill, features)
             for name, (objective, weight) in self.objectives.items():
                 for part, value in objective(inputs).items():
+                    if not isinstance(value, Tensor) or value.ndim:
+                        raise ValueError(f"objective {name!r} must give scalar tensors; its {part!r} is no scalar")
                     terms[f"{name}/{part}" if part else name] = weight * value
+            unread = zero_of(inputs.pairs)
             if self.collect_metrics:
                 metrics = self.measure(inputs)
         elif self.targets and self.training:
             raise ValueError("the student encoded no image in this step; text-only batches need a blank tile.")
-        return {"loss": sum(terms.values()), "terms": {k: v.detach() for k, v in terms.items()}, "metrics": metrics}
+        loss = sum(terms.values()) + unread
+        return {"loss": loss, "terms": {k: v.detach() for k, v in terms.items()}, "metrics": metrics}
 
     def distill_inputs(
         self,
@@ -204,6 +209,11 @@ class Distiller(nn.Module):
 
     def gradient_checkpointing_disable(self) -> None:
         self.student.gradient_checkpointing_disable()
+
+
+def zero_of(pairs: Mapping[str, Pair]) -> Tensor | float:
+    """0 with a gradient of 0 for every head: an objective may leave teachers out, but processes wait for each head."""
+    return sum(0.0 * side.flatten()[0] for pair in pairs.values() for side in pair if side.requires_grad)
 
 
 def where_measured(metrics: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
