@@ -56,11 +56,17 @@ def published_features(case: Case) -> dict[str, TeacherFeatures]:
             tokens = stored[f"{name}.tokens"]
         else:
             continue
-        side = math.isqrt(tokens.shape[1])
         attention = stored.get(f"{name}.attention")
         row = None if attention is None else attention.mean(1)[:, 0, 1:]
-        features[name] = TeacherFeatures(tokens, (side, side), stored.get(f"{name}.cls_token"), row)
+        features[name] = TeacherFeatures(tokens, grid_of(tokens), stored.get(f"{name}.cls_token"), row)
     return features
+
+
+def grid_of(tokens: Tensor) -> tuple[int, int]:
+    """A square where there is one; published adapters mind only the number of tokens."""
+    count = tokens.shape[1]
+    side = math.isqrt(count)
+    return (side, side) if side**2 == count else (1, count)
 
 
 def released_config(flags: Mapping[str, Any], experts: int) -> DistillConfig:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.model.checkpoint import load_student
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.move_kd.adapters import to_published_adapters
 from llava.model.multimodal_encoder.move_kd.distiller import Distiller
@@ -29,8 +30,8 @@ def test_there_are_runs_to_compare_with() -> None:
     assert RUNS
 
 
-def clip_features(folder: Path, pixels: torch.Tensor) -> TeacherFeatures:
-    tower = CLIPVisionTower(str(folder), SimpleNamespace(mm_vision_select_layer=-2))
+def clip_features(folder: Path, pixels: torch.Tensor, layer: int) -> TeacherFeatures:
+    tower = CLIPVisionTower(str(folder), SimpleNamespace(mm_vision_select_layer=layer))
     with torch.no_grad():
         vision = tower.encode(pixels, with_cls_attention=True)
     side = tower.num_patches_per_side
@@ -43,7 +44,7 @@ def prepared(case: Case) -> tuple[Distiller, dict]:
     student = published_student(case, folder / "clip")
     pixels = case.tensors["expected.pixel_values"]
     stored = published_features(case)
-    features = {"clip": clip_features(folder / "clip", pixels), **stored}
+    features = {"clip": clip_features(folder / "clip", pixels, case.meta.get("select_layer", -2)), **stored}
     config = released_config(case.meta["train"], case.meta["moe"]["moe_encoder_num_experts"])
     distiller = published_distiller(case, student, features, config)
     parts = distiller.parts()
@@ -131,3 +132,39 @@ def test_errors_and_weights_of_the_first_step_are_the_published_ones(case: Case)
         assert answer["metrics"][f"weight/{name}"].item() == pytest.approx(weight, rel=1e-4)
         wanted = case.meta["train"]["kd_w"] * (weights * errors)[:, position].mean().item()
         assert answer["terms"][f"kd/{name}"].item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", RUNS, ids=str)
+def test_logits_and_token_weights_before_the_first_step_are_the_published_ones(case: Case) -> None:
+    distiller, batch = prepared(case)
+    inputs = {name: value for name, value in batch.items() if name not in ("distill", "features")}
+    student = distiller.student.eval()
+    with torch.no_grad():
+        logits = student(**inputs).logits
+    mask = student.prepare_inputs_labels_for_multimodal(
+        inputs["input_ids"], None, inputs["attention_mask"], None, inputs["labels"], inputs["images"]
+    )[2].bool()
+    expected = case.tensors["expected.logits_step0"]
+    assert logits.shape == expected.shape
+    torch.testing.assert_close(logits[mask], expected[mask], rtol=1e-4, atol=2e-5)
+    weights = batch["features"]["clip"].cls_attention.softmax(-1)
+    torch.testing.assert_close(weights, case.tensors["expected.token_weight_step0"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in RUNS if case.meta.get("generation")], ids=str)
+def test_a_finetuned_model_gives_the_published_answer(case: Case) -> None:
+    folder = case.path.parent
+    model = load_student(None, folder / "checkpoint", overwrite_config={"mm_vision_tower": str(folder / "clip")}).eval()
+    wanted = case.meta["generation"]["generated_ids"]
+    output = model.generate(
+        case.tensors["expected.generate.prompt_ids"],
+        images=case.tensors["expected.generate.pixel_values"],
+        do_sample=False,
+        max_new_tokens=len(wanted),
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    assert output.sequences[0].tolist() == wanted
+    scores = torch.stack(output.scores, dim=1)
+    torch.testing.assert_close(scores, case.tensors["expected.generate.scores"], rtol=1e-4, atol=1e-4)
