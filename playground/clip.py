@@ -41,7 +41,7 @@ class ClipTraining:
     easy_scenes: int = 3000
     easy_things: int = 2
     easy_share: float = 0.5
-    steps: int = 500
+    steps: int = 1000
     batch: int = 64
     rate: float = 1e-3
     # Positions must be told apart from the first step on; the usual 0.02 costs a third of the training.

@@ -72,7 +72,7 @@ def score(lines: Sequence[Mapping[str, Any]], answers: Sequence[str], prior: Pri
     """One Score per kind, in the order of KINDS."""
     right, by_prior = defaultdict(list), defaultdict(list)
     for line, answer in zip(lines, answers, strict=True):
-        right[line["category"]].append(answer.strip().lower() == line["answer"])
+        right[line["category"]].append(is_right(line, answer))
         by_prior[line["category"]].append(prior.answer(line["text"]) == line["answer"])
     scores = []
     for kind in (kind for kind in KINDS if kind in right):
@@ -116,7 +116,7 @@ def gains(better: Sequence[Mapping[str, str]], worse: Sequence[Mapping[str, str]
     steps: dict[str, list[int]] = defaultdict(list)
     for one, other in zip(better, worse, strict=True):
         assert one["question_id"] == other["question_id"]
-        steps[one["category"]].append(_is_right(one) - _is_right(other))
+        steps[one["category"]].append(is_right(one, one["prediction"]) - is_right(other, other["prediction"]))
     found = {}
     for kind, values in steps.items():
         value = sum(values) / len(values)
@@ -125,8 +125,8 @@ def gains(better: Sequence[Mapping[str, str]], worse: Sequence[Mapping[str, str]
     return found
 
 
-def _is_right(answer: Mapping[str, str]) -> bool:
-    return answer["prediction"].strip().lower() == answer["answer"]
+def is_right(line: Mapping[str, Any], answer: str) -> bool:
+    return bool(answer.strip().lower() == line["answer"])
 
 
 def mean_gain(by_kind: Mapping[str, Gain], kinds: Sequence[str]) -> Gain:

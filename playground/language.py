@@ -38,7 +38,7 @@ class LanguageTraining:
     heads: int = 4
     inner: int = 256
     scenes: int = 5000
-    steps: int = 1200
+    steps: int = 2400
     bare_share: float = 0.5
     batch: int = 16
     captions: int = 8

@@ -1,7 +1,7 @@
 """The world in exactly LLaVA's data format: JSON of conversations, PNG files beside it, JSONL questions.
 
 DIR/images/SPLIT/NUMBER.png, DIR/pretrain.json (captions), DIR/finetune.json (several turns each),
-DIR/validation.json, DIR/heldout.jsonl (questions with kind and answer).
+DIR/validation.json, DIR/validation.jsonl and DIR/heldout.jsonl (questions with kind and answer).
 """
 
 import json
@@ -18,6 +18,7 @@ from playground.questions import KINDS, Question, ask_everything, choose, placed
 from playground.world import Scene, Split, WorldConfig, draw_scenes, render
 
 CHUNK = 100
+QUESTION_SPLITS: tuple[Split, ...] = ("heldout", "validation")
 PROMPT = "Describe the picture."
 
 
@@ -27,7 +28,7 @@ class DataSize:
 
     pretrain: int = 3000
     finetune: int = 4000
-    validation: int = 200
+    validation: int = 400
     heldout: int = 400
     conversations: int = 2
     turns: int = 10
@@ -63,8 +64,9 @@ def write_data(directory: Path, world: WorldConfig, size: DataSize) -> None:
             for scene in scenes[name]
         ]
         _dump(directory / f"{name}.json", records)
-    lines = [json.dumps(line) for line in question_lines(scenes["heldout"], chance)]
-    (directory / "heldout.jsonl").write_text("\n".join(lines) + "\n")
+    for name in QUESTION_SPLITS:
+        lines = [json.dumps(line) for line in question_lines(scenes[name], chance)]
+        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def write_pictures(folder: Path, scenes: Sequence[Scene], world: WorldConfig) -> Iterator[int]:

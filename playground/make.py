@@ -4,10 +4,27 @@ python -m playground.make language --recipe quick --out playground/out
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from playground import clip, language, llava_data, teachers
-from playground.recipe import RECIPES
+from playground.recipe import RECIPES, Recipe
+
+
+def make_piece(piece: str, recipe: Recipe, out: Path, kinds: Sequence[str]) -> None:
+    """kinds: of the teachers to make."""
+    if piece == "data":
+        llava_data.write_data(out / "data", recipe.world, recipe.data)
+    elif piece == "language":
+        accuracy = language.train(recipe.language, recipe.world, out / "language")
+        print("on symbolic scenes: " + ", ".join(f"{kind} {value:.0%}" for kind, value in accuracy.items()))
+    elif piece == "teachers":
+        for kind in kinds:
+            quality = teachers.train(kind, recipe.teachers.of(kind), recipe.world, out / "teachers" / kind)
+            print(f"{kind}: " + ", ".join(f"{skill} {value:.1%}" for skill, value in quality.items()))
+    else:
+        recall = clip.train(recipe.clip, recipe.world, out / "clip")
+        print(f"finds the right one of 500 captions for {recall:.1%} of pictures")
 
 
 def main() -> None:
@@ -17,19 +34,7 @@ def main() -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="quick")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    recipe = RECIPES[options.recipe]
-    if options.piece == "data":
-        llava_data.write_data(options.out / "data", recipe.world, recipe.data)
-    elif options.piece == "language":
-        accuracy = language.train(recipe.language, recipe.world, options.out / "language")
-        print("on symbolic scenes: " + ", ".join(f"{kind} {value:.0%}" for kind, value in accuracy.items()))
-    elif options.piece == "teachers":
-        for kind in options.teachers:
-            quality = teachers.train(kind, recipe.teachers.of(kind), recipe.world, options.out / "teachers" / kind)
-            print(f"{kind}: " + ", ".join(f"{skill} {value:.1%}" for skill, value in quality.items()))
-    else:
-        recall = clip.train(recipe.clip, recipe.world, options.out / "clip")
-        print(f"finds the right one of 500 captions for {recall:.1%} of pictures")
+    make_piece(options.piece, RECIPES[options.recipe], options.out, options.teachers)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ class StageTraining:
 
     steps: int
     rate: float
-    batch: int = 32
+    batch: int = 16
     tower_rate: float = 1e-3
-    save_steps: int = 100
+    save_steps: int = 200
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recipe:
     clip: ClipTraining = field(default_factory=ClipTraining)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
     distill: Distillation = field(default_factory=Distillation)
-    pretrain: StageTraining = field(default_factory=lambda: StageTraining(300, 3e-3))
+    pretrain: StageTraining = field(default_factory=lambda: StageTraining(1000, 3e-3))
     finetune: StageTraining = field(default_factory=lambda: StageTraining(600, 1e-3))
 
     def fingerprint(self, *parts: str) -> str:

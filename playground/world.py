@@ -63,7 +63,7 @@ class WorldConfig:
     texture_dark: float = 0.35
     digits: str = "01247"
     digit_probability: float = 0.6
-    digit_dot: int = 2
+    digit_dot: int = 3
     noise: float = 0.06
     # Gray, and varying a little: on colored backgrounds the tiny CLIP takes several times as long to see colors.
     background: tuple[float, float] = (0.2, 0.4)
@@ -264,15 +264,13 @@ def _stamp_digit(
     jitter: NDArray[np.float32],
     config: WorldConfig,
 ) -> None:
-    """Put the tag, a light glyph on a dark plate, at the lower right of the thing."""
+    """Put the tag, a light glyph on a dark plate, at the lower right of the thing's cell."""
     assert thing.digit is not None
     dot = config.digit_dot
     glyph = np.array([[mark == "1" for mark in line] for line in GLYPHS[thing.digit]])
     glyph = np.pad(glyph.repeat(dot, 0).repeat(dot, 1), 1)
     height, width = glyph.shape
-    reach = {"big": config.big_radius, "small": config.small_radius}[thing.size]
-    corner = np.rint(config.cell / 2 + jitter + reach).astype(int)
-    bottom, right = np.minimum(corner, config.cell).tolist()
+    bottom, right = np.rint(config.cell - config.jitter + jitter).astype(int).clip(max=config.cell).tolist()
     place = (slice(bottom - height, bottom), slice(right - width, right))
     ink[place] = np.where(glyph[..., None], np.float32(0.97), np.float32(0.06))
     cover[place] = True

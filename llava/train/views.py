@@ -64,7 +64,7 @@ def student_views(
     content: the picture's file, which with the region makes the view's key. Tiles that show nothing but padding
     have no view.
     """
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    digest = content_digest(content)
     if not config.is_anyres:
         fits: dict[str | None, Fit] = {"pad": "pad", "highres": "squash"}
         return [TileView(0, whole(image, fits.get(config.image_aspect_ratio, geometry.fit), digest))]
@@ -78,6 +78,11 @@ def student_views(
             key = f"{digest}#{','.join(map(str, box))}"
             views.append(TileView(tile, View(image.crop(box), "squash", key)))
     return views
+
+
+def content_digest(content: bytes) -> str:
+    """Of a picture's file: the first part of the keys of its views."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def whole(image: Image.Image, fit: Fit, digest: str) -> View:
