@@ -2,7 +2,6 @@
 
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,11 +59,15 @@ def shared_flags(out: Path, stage: StageTraining, output: Path) -> list[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def distill_flags(out: Path, recipe: Recipe) -> list[str]:
-    """What turns either stage into MoVE-KD: teachers beside CLIP, and experts in the tower."""
+def teacher_specs(out: Path, recipe: Recipe) -> list[str]:
+    """The teachers beside CLIP, as `--encoder_teachers` of training and `--teachers` of the demo take them."""
     folders = {kind: out / "teachers" / kind for kind in recipe.distill.teachers}
     paths = {kind: folder / EVA_FILE if kind == "eva" else folder for kind, folder in folders.items()}
-    specs = [f"{kind}:path={path},size={recipe.world.side}" for kind, path in paths.items()]
+    return [f"{kind}:path={path},size={recipe.world.side}" for kind, path in paths.items()]
+
+
+def distill_flags(out: Path, recipe: Recipe) -> list[str]:
+    """What turns either stage into MoVE-KD: teachers beside CLIP, and experts in the tower."""
     settings = {
         "kd_recipe": "ours",
         "kd_w": recipe.distill.weight,
@@ -74,28 +77,24 @@ def distill_flags(out: Path, recipe: Recipe) -> list[str]:
         "tune_encoder": True,
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return ["--encoder_teachers", "clip", *specs, *flags]
+    return ["--encoder_teachers", "clip", *teacher_specs(out, recipe), *flags]
 
 
-def pretrain_command(out: Path, recipe: Recipe, output: Path, extra: Sequence[str] = ()) -> list[str]:
+def pretrain_flags(out: Path, recipe: Recipe, output: Path) -> list[str]:
     """Stage 1: the projector, on captions."""
     return [
-        *launcher(),
         *shared_flags(out, recipe.pretrain, output),
         *("--version", "plain", "--tune_mm_mlp_adapter", "True"),
         *("--data_path", str(out / "data" / "pretrain.json")),
-        *extra,
     ]
 
 
-def finetune_command(out: Path, recipe: Recipe, start: Path, output: Path, extra: Sequence[str] = ()) -> list[str]:
+def finetune_flags(out: Path, recipe: Recipe, start: Path, output: Path) -> list[str]:
     """Stage 2: visual instruction tuning of the whole model, from the folder of stage 1."""
     return [
-        *launcher(),
         *shared_flags(out, recipe.finetune, output),
         *("--version", "v1", "--init_from", str(start)),
         *("--mm_tunable_parts", "mm_mlp_adapter,mm_vision_tower,mm_language_model"),
         *("--mm_vision_tower_lr", str(recipe.finetune.tower_rate)),
         *("--data_path", str(out / "data" / "finetune.json")),
-        *extra,
     ]

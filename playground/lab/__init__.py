@@ -1,0 +1,1 @@
+"""The lab: arms and seeds of distillation on the playground's world, trained, compared and drawn."""

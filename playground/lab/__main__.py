@@ -1,0 +1,190 @@
+"""Does distillation help, and which parts of it: arms times seeds in a queue, with statistics.
+
+    python -m playground.lab [--out DIR] [--arms NAME ...] [--seeds N ...] [--set world.texture_period=8 ...]
+
+Every run is an ordinary training run. What is finished is not run again; a run that failed is named, and the same
+command runs it again. Afterwards DIR/report holds the tables and the plots of everything that DIR/results.jsonl has.
+"""
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from llava.eval.questions import read_jsonl
+from playground.evaluate import Prior
+from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
+from playground.lab.report import Layout, write_report
+from playground.lab.results import Row, append_row, parse_row, read_rows
+from playground.lab.run import Shared, portable, stages
+from playground.lab.world import make_shared, open_lab, read_settings
+from playground.llava_data import QUESTION_SPLITS
+from playground.processes import ROOT, CommandFailed, python
+from playground.recipe import RECIPES
+
+MAIN_ARMS = ("baseline", "release", "paper", "ours")
+DRAWN = ("baseline", "experts", "truth", "release", "paper", "ours", "ceiling")
+
+
+@dataclass(frozen=True)
+class Job:
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
+
+
+def slots() -> int:
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def waiting(jobs: Sequence[Job], rows: Sequence[Row], shared: Shared, out: Path, world: str) -> list[Job]:
+    """Those without a row of this world that was made with the same command lines."""
+    done = {(row.arm, row.seed): row.flags for row in rows if row.world == world}
+    left = []
+    for job in jobs:
+        folder = out / "runs" / job.name
+        flags = portable(stages(ARMS[job.arm], shared, job.seed, folder), shared, folder)
+        if done.get((job.arm, job.seed)) != flags:
+            left.append(job)
+    return left
+
+
+class Queue:
+    """Runs jobs side by side, one a core or GPU, and writes the row of each that ends well."""
+
+    def __init__(self, out: Path, jobs: Sequence[Job]) -> None:
+        self.out = out
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in jobs:
+            self.jobs.put(job)
+        self.failed: list[Job] = []
+        self.bar = tqdm(total=len(jobs), desc="Runs")
+        self.lock = threading.Lock()
+        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.stopped = False
+
+    def run(self, workers: int) -> list[Job]:
+        """The jobs that failed. Ctrl-C stops what runs and leaves what is finished."""
+        threads = [threading.Thread(target=self._work, args=(place,)) for place in range(workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            self.stopped = True
+            for process in list(self.running.values()):
+                process.terminate()
+            for thread in threads:
+                thread.join()
+            raise
+        finally:
+            self.bar.close()
+        return self.failed
+
+    def _work(self, place: int) -> None:
+        while not self.stopped:
+            try:
+                job = self.jobs.get_nowait()
+            except queue.Empty:
+                return
+            status = self._run(job, place)
+            with self.lock:
+                if status == 0:
+                    append_row(self.out / "results.jsonl", parse_row(json.loads(self._row(job).read_text())))
+                elif not self.stopped:
+                    self.failed.append(job)
+                self.bar.update()
+
+    def _row(self, job: Job) -> Path:
+        return self.out / "runs" / job.name / "row.json"
+
+    def _run(self, job: Job, place: int) -> int:
+        log = self.out / "logs" / f"{job.name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._row(job).unlink(missing_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+        if torch.cuda.is_available():
+            environment["CUDA_VISIBLE_DEVICES"] = str(place)
+        flags = ("--out", str(self.out), "--arm", job.arm, "--seed", str(job.seed))
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                python("playground.lab.run", *flags), stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+            self.running[place] = process
+            return process.wait()
+
+
+def layout() -> Layout:
+    compared = TABLES["Does it help"]
+    return Layout(ARMS, TABLES, "baseline", "ceiling", LADDER_RUNGS, LADDER_STEPS, compared, DRAWN)
+
+
+def priors(data: Path, split: str) -> dict[str, float]:
+    """By kind of question, the share that the best answer without looking gets right."""
+    prior = Prior(json.loads((data / "finetune.json").read_text()))
+    right: dict[str, list[bool]] = {}
+    for line in read_jsonl(data / f"{split}.jsonl"):
+        right.setdefault(line["category"], []).append(prior.answer(line["text"]) == line["answer"])
+    return {kind: sum(values) / len(values) for kind, values in right.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("playground/lab_out"))
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=[*ARMS, "all"],
+        default=MAIN_ARMS,
+        metavar="ARM",
+        help=f"of {', '.join(ARMS)}; or all",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="quick")
+    parser.add_argument("--set", nargs="+", default=[], metavar="PART.ITEM=VALUE", help="another world or other pieces")
+    parser.add_argument(
+        "--split",
+        choices=QUESTION_SPLITS,
+        default="heldout",
+        help="questions of the report; every choice is made on validation",
+    )
+    parser.add_argument("--slots", type=int, default=slots(), help="runs at a time")
+    options = parser.parse_args()
+    out = options.out.resolve()
+    try:
+        shared, world = open_lab(out, options.recipe, read_settings(options.set))
+        make_shared(out, options.slots)
+    except (ValueError, CommandFailed) as problem:
+        sys.exit(str(problem))
+    arms = list(ARMS) if "all" in options.arms else options.arms
+    jobs = [Job(arm, seed) for seed in options.seeds for arm in arms]  # whole seeds first: comparisons are paired
+    left = waiting(jobs, read_rows(out / "results.jsonl"), shared, out, world)
+    try:
+        failed = Queue(out, left).run(options.slots)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on with the runs that are not finished")
+    rows = [row for row in read_rows(out / "results.jsonl") if row.world == world]
+    if rows:
+        print(
+            write_report(rows, out / "report", layout(), priors(shared.folder / "data", options.split), options.split)
+        )
+    if failed:
+        logs = "\n".join(f"  {job.name}: {out}/logs/{job.name}.txt" for job in failed)
+        sys.exit(f"{len(failed)} runs failed; the same command runs them again:\n{logs}")
+
+
+if __name__ == "__main__":
+    main()

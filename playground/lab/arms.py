@@ -1,0 +1,193 @@
+"""What is compared: each arm is one way to train, and differs from the arm it is `against` in one thing.
+
+All arms share scenes, pieces, steps and learning rates; what an arm changes stands in its entry and nowhere else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Tower = Literal["trained", "frozen", "teachers"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """teachers: kinds, in the order of the flag; `truth` knows the labels themselves. flags: of both stages.
+    tower: `teachers` puts the teachers, joined channel by channel and frozen, in the student's place.
+    length: of both stages, relative to the recipe. data: share of the training scenes. rates: the learning rates of
+    stage 2 relative to the recipe's, of projector and language model and of the tower. pretrain: length of stage 1
+    alone."""
+
+    name: str
+    title: str
+    against: str | None = "baseline"
+    teachers: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    tower: Tower = "trained"
+    length: float = 1.0
+    data: float = 1.0
+    rates: tuple[float, float] = (1.0, 1.0)
+    pretrain: float = 1.0
+
+
+EXPERTS = "--moe_encoder True --tune_encoder True --moe_encoder_num_experts 3 --moe_encoder_lora_rank 8"
+NO_EXPERTS = "--moe_encoder False"
+TEACHERS = ("clip", "eva", "convnext")
+OURS = Arm("ours", "ours", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "ours"))
+PAPER = Arm("paper", "as the paper says", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "paper"))
+
+
+def without_experts(arm: Arm) -> tuple[str, ...]:
+    start = len(EXPERTS.split())
+    assert " ".join(arm.flags[:start]) == EXPERTS
+    return (*NO_EXPERTS.split(), *arm.flags[start:])
+
+
+def change(arm: Arm, name: str, title: str, flags: str = "", **other: Any) -> Arm:
+    """`arm` with more flags; of a flag that is given twice the last one counts."""
+    return replace(
+        arm, **{"name": name, "title": title, "against": arm.name, **other}, flags=(*arm.flags, *flags.split())
+    )
+
+
+BASELINE = Arm("baseline", "LLaVA, tower trained in stage 2", None)
+CONTROLS = (
+    BASELINE,
+    Arm("frozen", "LLaVA, tower frozen", tower="frozen"),
+    Arm("experts", "experts, no teachers", flags=tuple(EXPERTS.split())),
+    Arm("baseline-time", "LLaVA, as much processor time as ours", length=1.4),
+    Arm(
+        "truth", "the teachers' labels themselves, no teachers", teachers=("clip", "truth"), flags=without_experts(OURS)
+    ),
+    Arm("ceiling", "language model reads the teachers", tower="teachers"),
+)
+RECIPES = (
+    Arm("release", "as released", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "release")),
+    PAPER,
+    OURS,
+)
+PARTS = (
+    change(OURS, "ours-teacher-heads", "heads on the teachers' side", "--kd_heads teacher"),
+    change(OURS, "ours-interpolate", "no heads, tokens resized", "--kd_heads interpolate"),
+    change(OURS, "ours-raw", "features not standardized", "--kd_standardize False"),
+    change(OURS, "ours-even-tokens", "tokens weigh the same", "--kd_token_weights uniform"),
+    change(OURS, "ours-even-teachers", "teachers weigh the same", "--kd_clip_share 0.333"),
+    change(OURS, "ours-top1", "router hears the balance term only", "--moe_gate top1"),
+    change(OURS, "ours-kaiming", "lora_B drawn at random", "--moe_init_b kaiming"),
+    change(OURS, "ours-unbalanced", "no balance term", "--moe_encoder_balance_w 0"),
+    replace(OURS, name="ours-no-experts", title="no experts", against="ours", flags=without_experts(OURS)),
+    change(
+        OURS,
+        "ours-one-lora",
+        "one LoRA of rank 24 in place of three experts",
+        "--moe_encoder_num_experts 1 --moe_encoder_lora_rank 24",
+    ),
+)
+TEACHING = (
+    *(
+        replace(OURS, name=f"only-{kind}", title=f"{kind} alone", against="baseline", teachers=(kind,))
+        for kind in TEACHERS
+    ),
+    *(
+        replace(
+            OURS,
+            name=f"without-{kind}",
+            title=f"without {kind}",
+            against="ours",
+            teachers=tuple(other for other in TEACHERS if other != kind),
+        )
+        for kind in TEACHERS
+    ),
+    replace(OURS, name="with-sam", title="with sam besides", against="ours", teachers=(*TEACHERS, "sam")),
+)
+WEIGHTS = (
+    *(change(OURS, f"weight-{value}", f"distillation weighs {value}", f"--kd_w {value}") for value in (1, 2, 8, 16)),
+    *(change(OURS, f"clip-{value}", f"CLIP's share is {value}", f"--kd_clip_share {value}") for value in (0, 0.2, 0.8)),
+)
+SIZES = tuple(
+    replace(arm, name=f"{arm.name}-{label}", title=f"{arm.title}, {words}", against=against, length=length, data=data)
+    for label, words, length, data in (
+        ("short", "half the steps", 0.5, 1.0),
+        ("long", "twice the steps", 2.0, 1.0),
+        ("little", "a quarter of the scenes", 1.0, 0.25),
+    )
+    for arm, against in ((BASELINE, None), (OURS, f"baseline-{label}"))
+)
+RIVALS = (
+    change(OURS, "cosine", "cosine and smooth L1, as agglomerative models", "--kd_objectives cosine_smooth_l1=4"),
+    change(OURS, "dropping", "teachers dropped at random", "--kd_objectives teacher_dropping=4"),
+    change(OURS, "balanced", "every teacher pulls equally hard", "--kd_objectives balanced_mse=1"),
+)
+EVEN = "--kd_token_weights uniform --kd_teacher_weights uniform"
+LADDER = (
+    replace(
+        PAPER,
+        name="ladder-kd",
+        title="+ distillation, tokens resized",
+        against="baseline",
+        flags=(*without_experts(PAPER), *["--kd_heads", "interpolate"], *EVEN.split()),
+    ),
+    replace(
+        PAPER,
+        name="ladder-adapters",
+        title="+ encoder adapters",
+        against="ladder-kd",
+        flags=(*without_experts(PAPER), *EVEN.split()),
+    ),
+    change(PAPER, "ladder-experts", "+ experts", EVEN, against="ladder-adapters"),
+    change(PAPER, "ladder-tokens", "+ token weights", "--kd_teacher_weights uniform", against="ladder-experts"),
+)
+LADDER_STEPS: Mapping[str, float] = {  # the paper's Table 2, mean of five benchmarks, 7B
+    "ladder-kd": -0.2,
+    "ladder-adapters": 0.4,
+    "ladder-experts": 0.7,
+    "ladder-tokens": 0.3,
+    "paper": 0.3,
+}
+TUNING = (
+    *(
+        replace(
+            BASELINE,
+            name=f"tune-rate-{factor}",
+            title=f"learning rates x {factor}",
+            against="baseline",
+            rates=(factor, factor),
+        )
+        for factor in (0.5, 2.0)
+    ),
+    *(
+        replace(
+            BASELINE,
+            name=f"tune-tower-{factor}",
+            title=f"tower's rate x {factor}",
+            against="baseline",
+            rates=(1.0, factor),
+        )
+        for factor in (0.3, 3.0)
+    ),
+    *(
+        replace(
+            BASELINE, name=f"tune-pretrain-{factor}", title=f"stage 1 x {factor}", against="baseline", pretrain=factor
+        )
+        for factor in (0.5, 1.5)
+    ),
+)
+ARMS: Mapping[str, Arm] = {
+    arm.name: arm for arm in (*CONTROLS, *RECIPES, *PARTS, *TEACHING, *WEIGHTS, *SIZES, *RIVALS, *LADDER, *TUNING)
+}
+
+
+def names(arms: Sequence[Arm]) -> tuple[str, ...]:
+    return tuple(arm.name for arm in arms)
+
+
+LADDER_RUNGS = ("baseline", *names(LADDER), "paper")
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "Does it help": names((*CONTROLS, *RECIPES)),
+    "Ours without each of its parts": ("ours", *names(PARTS)),
+    "Which teachers": ("ours", *names(TEACHING)),
+    "Weights": ("ours", *names(WEIGHTS)),
+    "Budget and data": names(SIZES),
+    "What others do": ("ours", *names(RIVALS)),
+    "Tuning the baseline": ("baseline", *names(TUNING)),
+}

@@ -1,0 +1,119 @@
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES, Arm
+from playground.lab.results import read_rows
+from playground.lab.run import Shared, stages
+from playground.lab.world import build_recipe, open_lab, read_settings
+from playground.questions import KINDS
+from playground.recipe import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ("baseline", "ours", "truth", "ceiling")
+
+
+def lab(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "playground.lab", "--out", str(out), "--recipe", "smoke", "--seeds", "0", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+
+
+@pytest.mark.slow
+def test_the_lab_runs_each_arm_once_and_reports_it(tmp_path: Path) -> None:
+    done = lab(tmp_path, "--arms", *SMOKE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_rows(tmp_path / "results.jsonl")
+    assert {row.arm for row in rows} == set(SMOKE)
+    assert all(set(row.right[split]) == set(KINDS) for row in rows for split in ("validation", "heldout"))
+    asked = {tuple((kind, len(marks)) for kind, marks in row.right["heldout"].items()) for row in rows}
+    assert len(asked) == 1, "every arm answers the same questions"
+    assert {"kd/convnext", "residual/eva", "stage1/lm"} <= set(next(row for row in rows if row.arm == "ours").curves)
+    assert "ours" in (tmp_path / "report" / "tables.md").read_text()
+
+    before = (tmp_path / "results.jsonl").read_bytes()
+    again = lab(tmp_path, "--arms", *SMOKE)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (tmp_path / "results.jsonl").read_bytes() == before, "finished runs are not run again"
+
+    (tmp_path / "shared" / "language" / "model.safetensors").unlink()
+    failed = lab(tmp_path, "--arms", "baseline", "--seeds", "1")
+    assert failed.returncode == 1
+    assert "1 runs failed" in failed.stderr
+    assert str(tmp_path / "logs" / "baseline-1.txt") in failed.stderr
+    other = lab(tmp_path, "--set", "world.noise=0.1")
+    assert "choose another --out" in other.stderr
+
+
+def flags_of(arm: Arm, stage: str) -> Mapping[str, list[str]]:
+    """The last values of each flag."""
+    found: dict[str, list[str]] = {}
+    for part in stages(arm, Shared(Path("/shared"), RECIPES["quick"]), 3, Path("/run"))[stage]:
+        if part.startswith("--"):
+            found[(name := part)] = []
+        else:
+            found[name].append(part)
+    return found
+
+
+def differing(first: str, second: str) -> set[str]:
+    """Flags of either stage in which two arms differ."""
+    found: set[str] = set()
+    for stage in ("stage1", "stage2"):
+        one, other = flags_of(ARMS[first], stage), flags_of(ARMS[second], stage)
+        found |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    return {name.removeprefix("--") for name in found}
+
+
+@pytest.mark.parametrize(
+    ("arm", "flags"),
+    [
+        ("frozen", {"mm_tunable_parts"}),
+        ("baseline-time", {"max_steps"}),
+        ("ours-teacher-heads", {"kd_heads"}),
+        ("ours-raw", {"kd_standardize"}),
+        ("ours-even-tokens", {"kd_token_weights"}),
+        ("ours-top1", {"moe_gate"}),
+        ("ours-kaiming", {"moe_init_b"}),
+        ("ours-unbalanced", {"moe_encoder_balance_w"}),
+        ("ours-no-experts", {"moe_encoder", "tune_encoder", "moe_encoder_num_experts", "moe_encoder_lora_rank"}),
+        ("without-eva", {"encoder_teachers"}),
+        ("weight-16", {"kd_w"}),
+        ("cosine", {"kd_objectives"}),
+        ("ladder-adapters", {"kd_heads"}),
+        ("ladder-tokens", {"kd_token_weights"}),
+        ("paper", {"kd_teacher_weights"}),
+        ("tune-tower-0.3", {"mm_vision_tower_lr"}),
+        ("ours-little", {"encoder_teachers", "teacher_cache", "kd_recipe", "moe_encoder", "tune_encoder"}
+         | {"moe_encoder_num_experts", "moe_encoder_lora_rank"}),
+    ],
+)  # fmt: skip
+def test_an_arm_differs_from_its_reference_in_what_it_says_only(arm: str, flags: set[str]) -> None:
+    against = {"paper": "ladder-tokens"}.get(arm, ARMS[arm].against)
+    assert against is not None
+    assert differing(arm, against) == flags
+
+
+def test_every_arm_is_in_a_table_and_compared_with_an_arm_that_exists() -> None:
+    shown = {name for names in TABLES.values() for name in names} | set(LADDER_RUNGS)
+    assert shown == set(ARMS)
+    assert all(arm.against is None or arm.against in ARMS for arm in ARMS.values())
+    assert set(LADDER_STEPS) == set(LADDER_RUNGS) - {"baseline"}
+
+
+def test_settings_change_the_world_and_its_fingerprint(tmp_path: Path) -> None:
+    settings = read_settings(["world.texture_period=8", "world.digits=0123", "clip.side=96"])
+    recipe = build_recipe("quick", settings)
+    assert (recipe.world.texture_period, recipe.clip.side) == (8, 96)
+    assert recipe.world.noise == RECIPES["quick"].world.noise
+    _, one = open_lab(tmp_path / "a", "quick", settings)
+    _, other = open_lab(tmp_path / "b", "quick", {})
+    assert one != other
+    with pytest.raises(ValueError, match="texture_perriod"):
+        read_settings(["world.texture_perriod=8"])
+
+
+def test_digits_given_as_a_number_stay_text() -> None:
+    assert build_recipe("quick", read_settings(["world.digits=1234"])).world.digits == "1234"
