@@ -13,18 +13,19 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from llava.inference import Turn
+from llava.serve import demo_examples
 from playground import figures
 from playground.evaluate import GREEDY, gains, load_chat, read_scores, table
 from playground.processes import Command, CommandFailed, python, run_side_by_side
 from playground.recipe import RECIPES, Recipe
-from playground.stages import distill_flags, finetune_command, pretrain_command
+from playground.stages import distill_flags, finetune_flags, launcher, pretrain_flags, teacher_specs
 from playground.steps import Stamps
 
 DATA = ("world", "data")
@@ -125,7 +126,7 @@ class Pipeline:
                 f"{arm.name}, stage 1",
                 first,
                 parts,
-                pretrain_command(self.out, recipe, first, extra),
+                [*launcher(), *pretrain_flags(self.out, recipe, first), *extra],
                 recipe.pretrain.steps,
                 ("data", "language", "clip", *taught),
             ),
@@ -134,7 +135,7 @@ class Pipeline:
                 f"{arm.name}, stage 2",
                 second,
                 (*parts, "finetune"),
-                finetune_command(self.out, recipe, first, second, extra),
+                [*launcher(), *finetune_flags(self.out, recipe, first, second), *extra],
                 recipe.finetune.steps,
                 (first.name,),
             ),
@@ -161,8 +162,8 @@ def run(out: Path, recipe: Recipe) -> None:
     pipeline.run([*pieces, *(step for arm in ARMS for step in pipeline.arm(arm))])
 
 
-def report(out: Path) -> None:
-    """The table, one answered question, and the figures."""
+def report(out: Path, recipe: Recipe) -> None:
+    """The table, one answered question, the figures, and how to talk to what was trained."""
     results = {arm.name: json.loads(arm.result(out).read_text()) for arm in (PLAIN, DISTILLED)}
     scores = {arm.name: read_scores(arm.result(out)) for arm in (PLAIN, DISTILLED)}
     folder = out / "report"
@@ -182,6 +183,8 @@ def report(out: Path) -> None:
         folder / "losses.png",
     )
     answers = results[DISTILLED.name]["answers"]
+    for arm in ARMS:
+        write_examples(answers, out / "data" / "images", arm.stage(out, 2) / demo_examples.FOLDER)
     figures.contact_sheet(answers, out / "data" / "images", folder / "contact_sheet.png")
     figures.accuracy_bars(scores, folder / "accuracy.png")
     text = table(scores, gains(answers, results[PLAIN.name]["answers"]))
@@ -192,6 +195,21 @@ def report(out: Path) -> None:
     answer_one(out, answers[0])
     print(f"\nfigures: {folder}/losses.png, accuracy.png, contact_sheet.png")
     print(f"experts and features: {DISTILLED.stage(out, 2)}/report/report.md")
+    teachers = " ".join([f"clip:path={out / 'clip'}", *teacher_specs(out, recipe)])
+    print(f"talk to it:\n  python -m llava.serve.demo --model-path {DISTILLED.stage(out, 2)} --teachers {teachers}")
+
+
+def write_examples(lines: Sequence[Mapping[str, str]], images: Path, folder: Path) -> None:
+    """A held-out question of each kind, each about another picture, which the demo offers beside the checkpoint."""
+    chosen: dict[str, Mapping[str, str]] = {}
+    for line in lines:
+        if line["category"] not in chosen and line["image"] not in {other["image"] for other in chosen.values()}:
+            chosen[line["category"]] = line
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [{"text": line["text"], "image": Path(line["image"]).name} for line in chosen.values()]
+    for line in chosen.values():
+        shutil.copyfile(images / line["image"], folder / Path(line["image"]).name)
+    (folder / demo_examples.LIST).write_text(json.dumps(entries, indent=1))
 
 
 def stage_curves(out: Path, number: int) -> dict[str, figures.Curve]:
@@ -223,7 +241,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     try:
         run(out, RECIPES[options.recipe])
-        report(out)
+        report(out, RECIPES[options.recipe])
     except CommandFailed as failure:
         sys.exit(str(failure))
     except KeyboardInterrupt:
