@@ -56,15 +56,23 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentiles of the mean over resampled clusters."""
     sums, counts = _sums(values, clusters)
+    return ratio_interval(sums, counts, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def ratio_interval(
+    parts: ArrayLike, wholes: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentiles of sum(parts) / sum(wholes) over resampled pairs of them."""
+    above, below = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    groups = len(sums)
-    means = []
+    groups = len(above)
+    ratios = []
     size = max(1, BLOCK // groups)
     for start in range(0, resamples, size):
         drawn = generator.integers(groups, size=(min(size, resamples - start), groups))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+        ratios.append(above[drawn].sum(axis=1) / below[drawn].sum(axis=1))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

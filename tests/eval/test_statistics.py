@@ -11,6 +11,7 @@ from llava.eval.statistics import (
     mcnemar,
     paired_t_test,
     permutation_test,
+    ratio_interval,
     standard_error,
     t_interval,
     t_quantile,
@@ -69,6 +70,12 @@ def test_the_bootstrap_resamples_whole_pictures_of_different_sizes() -> None:
     low, high = bootstrap_interval([1, 1, 1, 0], ["a", "a", "a", "b"], confidence=0.4)
     assert (low, high) == (0.75, 0.75)
     assert bootstrap_interval([1, 1, 1, 0], ["a", "a", "a", "b"], confidence=0.6) == (0.0, 1.0)
+
+
+def test_a_ratio_is_resampled_as_pairs() -> None:
+    """1 of 2 and 3 of 4: resamples have ratio 1/2, 4/6 twice as often, or 3/4."""
+    assert ratio_interval([1, 3], [2, 4]) == (0.5, 0.75)
+    assert ratio_interval([1, 3], [2, 4], confidence=0.4) == (pytest.approx(4 / 6), pytest.approx(4 / 6))
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_discordant_questions() -> None:
