@@ -1,0 +1,100 @@
+"""Everything the lab says about the finished runs of one world: a page of tables, and the plots."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from playground.lab import plots
+from playground.lab.results import Row
+from playground.lab.tables import Arms, kinds_table, ladder_table, recovery_table, scores_table
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which arms are shown where. Arms without rows are left out and named.
+
+    tables: arm names by title. baseline, ceiling: the ends of the gap that arms recover; the baseline is also what
+    the forest plot compares with. ladder: rungs in order. paper_steps: the paper's own steps by rung, in points.
+    compared: the arms of the forest plot and of the gap recovered, with the baseline's budget and data. drawn: the arms
+    of the other plots, at most seven.
+    """
+
+    arms: Arms
+    tables: Mapping[str, Sequence[str]]
+    baseline: str
+    ceiling: str
+    ladder: Sequence[str]
+    paper_steps: Mapping[str, float]
+    compared: Sequence[str]
+    drawn: Sequence[str]
+
+
+def write_report(
+    rows: Sequence[Row], folder: Path, layout: Layout, priors: Mapping[str, float], split: str = "heldout"
+) -> Path:
+    """Writes tables.md and the plots to `folder`, returns the former's path. priors: shares by kind of question."""
+    worlds = sorted({row.world for row in rows})
+    if len(worlds) != 1:
+        raise ValueError(
+            f"a report is about one world, these rows are of {len(worlds)}: {worlds}; see results.by_world"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {row.arm for row in rows}
+    page = folder / "tables.md"
+    page.write_text("\n\n".join(_sections(rows, run, layout, priors, split)) + "\n", encoding="utf-8")
+    _draw(rows, run, folder, layout, priors, split)
+    return page
+
+
+def _sections(rows: Sequence[Row], run: set[str], layout: Layout, priors: Mapping[str, float], split: str) -> list[str]:
+    arms = layout.arms
+    shown = list(dict.fromkeys(name for names in layout.tables.values() for name in names))
+    sections = [_preface(rows, split)]
+    for title, names in layout.tables.items():
+        if run & set(names):
+            sections += [f"## {title}", scores_table(rows, names, arms, split)]
+    sections += ["## By kind of question", kinds_table(rows, shown, arms, priors, split)]
+    if {layout.baseline, layout.ceiling} <= run:
+        gap = recovery_table(rows, layout.compared, arms, layout.baseline, layout.ceiling, split)
+        sections += ["## Share of the gap recovered", gap]
+    if run & set(layout.ladder):
+        ladder = ladder_table(rows, layout.ladder, arms, layout.paper_steps, split)
+        sections += ["## The paper's ladder", ladder]
+    return sections
+
+
+def _preface(rows: Sequence[Row], split: str) -> str:
+    """How to read the tables, and what made their rows."""
+    versions: dict[str, set[str]] = {}
+    for row in rows:
+        for name, version in row.versions.items():
+            versions.setdefault(name, set()).add(version)
+    made = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items()))
+    return (
+        f"# {len(rows)} runs in world {rows[0].world}, {split} questions\n\n"
+        "Percent of right answers. Brackets: 95 % intervals, Student's t over seeds. A difference is to the arm under "
+        "`against`, from the seeds that both have (pairs); p is of the paired t test, then adjusted after Holm for "
+        "the comparisons of its table. By kind of question: mean ± standard deviation over seeds. Share of the gap: "
+        "percent, with bootstrap intervals over seeds; no gap where the ceiling is not surely above the baseline. "
+        "Core s: processor seconds of both training stages.\n\n"
+        f"Versions: {made}."
+    )
+
+
+def _draw(
+    rows: Sequence[Row], run: set[str], folder: Path, layout: Layout, priors: Mapping[str, float], split: str
+) -> None:
+    """The plots that these rows have something for."""
+    arms = layout.arms
+    drawn = [name for name in layout.drawn if name in run]
+    if drawn:
+        plots.accuracy_by_kind(rows, drawn, arms, priors, folder / "accuracy_by_kind.png", split)
+    if layout.baseline in run and run & {*layout.compared} - {layout.baseline}:
+        plots.forest(rows, layout.compared, arms, layout.baseline, folder / "differences.png", split)
+    for prefix, draw, name in (
+        ("lm", plots.learning_curves, "learning_curves.png"),
+        ("residual/", plots.residual_curves, "residuals.png"),
+        ("expert_load/", plots.expert_use, "expert_use.png"),
+    ):
+        if plots.curve_ends(rows, drawn, prefix):
+            draw(rows, drawn, arms, folder / name)
