@@ -31,6 +31,7 @@ from playground.llava_data import QUESTION_SPLITS
 from playground.processes import ROOT, CommandFailed, python
 from playground.recipe import RECIPES
 
+RESULTS = "results.jsonl"
 MAIN_ARMS = ("baseline", "release", "paper", "ours")
 DRAWN = ("baseline", "experts", "truth", "release", "paper", "ours", "ceiling")
 
@@ -49,16 +50,12 @@ def slots() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
-def waiting(jobs: Sequence[Job], rows: Sequence[Row], shared: Shared, out: Path, world: str) -> list[Job]:
-    """Those without a row of this world that was made with the same command lines."""
-    done = {(row.arm, row.seed): row.flags for row in rows if row.world == world}
-    left = []
-    for job in jobs:
-        folder = out / "runs" / job.name
-        flags = portable(stages(ARMS[job.arm], shared, job.seed, folder), shared, folder)
-        if done.get((job.arm, job.seed)) != flags:
-            left.append(job)
-    return left
+def is_current(row: Row, shared: Shared, out: Path, world: str) -> bool:
+    """Whether the row is of this world and of the command lines that its arm has today."""
+    if row.world != world or row.arm not in ARMS:
+        return False
+    folder = out / "runs" / Job(row.arm, row.seed).name
+    return row.flags == portable(stages(ARMS[row.arm], shared, row.seed, folder), shared, folder)
 
 
 class Queue:
@@ -103,7 +100,7 @@ class Queue:
             status = self._run(job, place)
             with self.lock:
                 if status == 0:
-                    append_row(self.out / "results.jsonl", parse_row(json.loads(self._row(job).read_text())))
+                    append_row(self.out / RESULTS, parse_row(json.loads(self._row(job).read_text())))
                 elif not self.stopped:
                     self.failed.append(job)
                 self.bar.update()
@@ -171,9 +168,10 @@ def main() -> None:
         sys.exit(str(problem))
     arms = list(ARMS) if "all" in options.arms else options.arms
     jobs = [Job(arm, seed) for seed in options.seeds for arm in arms]  # whole seeds first: comparisons are paired
-    left = waiting(jobs, read_rows(out / "results.jsonl"), shared, out, world)
+    rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
+    done = {Job(row.arm, row.seed) for row in rows}
     try:
-        failed = Queue(out, left).run(options.slots)
+        failed = Queue(out, [job for job in jobs if job not in done]).run(options.slots)
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on with the runs that are not finished")
     rows = [row for row in read_rows(out / "results.jsonl") if row.world == world]
