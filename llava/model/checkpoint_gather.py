@@ -23,12 +23,13 @@ def full_shape(parameter: Tensor) -> torch.Size:
     return torch.Size(parameter.ds_shape) if is_partitioned(parameter) else parameter.shape  # type: ignore[attr-defined]
 
 
-def gather_state_dict(named_params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU copies of whole tensors, by name. Every rank must call it; only rank 0 gets them, the others an empty dict.
+def gather_state_dict(named_params: Mapping[str, Tensor], keep: bool | None = None) -> dict[str, Tensor]:
+    """CPU copies of whole tensors, by name. Every rank must call it; the ranks that `keep` them get them (by default
+    rank 0 alone), the others an empty dict.
 
     One parameter at a time, so that a device never holds more than one gathered tensor.
     """
-    keep = is_main_process()
+    keep = is_main_process() if keep is None else keep
     state: dict[str, Tensor] = {}
     for name, parameter in named_params.items():
         if not is_partitioned(parameter):

@@ -160,8 +160,8 @@ def save_lora(
     """The adapter as a PEFT folder, non_lora_trainables.bin (what else was trained, and projector and experts in any
     case, which a base model lacks), and config.json.
 
-    model: a PeftModel, or a student with PEFT's layers inside. state_dict: tensors by parameter name if they were
-    gathered already (ZeRO); else they are gathered here, which every rank must take part in.
+    model: a PeftModel, or a student with PEFT's layers inside. state_dict: `lora_folder_parameters`, gathered already
+    and written by whoever calls; else they are gathered here, which every rank must take part in, and rank 0 writes.
     """
     directory = Path(directory)
     adapter = lora_parameters(model)
@@ -170,11 +170,17 @@ def save_lora(
     rest = _beside_adapter(model, adapter)
     if state_dict is None:
         state_dict = gather_state_dict({**adapter, **rest})
-    if not is_main_process():
-        return
+        if not is_main_process():
+            return
     _write_adapter(model, directory, {_published(name): state_dict[name] for name in adapter})
     plain = publish_experts({_published(name): state_dict[name] for name in rest})
     write_bin({PEFT_PREFIX + name: tensor for name, tensor in plain.items()}, directory / NON_LORA_FILE)
+
+
+def lora_folder_parameters(model: nn.Module) -> dict[str, Parameter]:
+    """Everything that `save_lora` writes, by name."""
+    adapter = lora_parameters(model)
+    return {**adapter, **_beside_adapter(model, adapter)}
 
 
 def _beside_adapter(model: nn.Module, adapter: Mapping[str, Parameter]) -> dict[str, Parameter]:

@@ -31,7 +31,8 @@ def save_student(
     generation_config.json. What other LLaVA code and this loader read.
 
     state_dict: the student's tensors by parameter name if they are gathered already (a `student.` prefix is
-    accepted); else they are gathered here, which under ZeRO-3 every rank must take part in. Rank 0 writes.
+    accepted), written by whoever calls; else they are gathered here, which under ZeRO-3 every rank must take part in,
+    and rank 0 writes.
     Raises CheckpointError for a quantized student or an incomplete state_dict.
     """
     if student.config.to_dict().get("quantization_config") is not None:
@@ -42,8 +43,8 @@ def save_student(
     directory = Path(directory)
     if state_dict is None:
         state_dict = gather_state_dict(dict(student.named_parameters()) | dict(persistent_buffers(student)))
-    if not is_main_process():
-        return
+        if not is_main_process():
+            return
     directory.mkdir(parents=True, exist_ok=True)
     state = as_in_files(student, _complete_state(student, state_dict))
     write_safetensors(publish_experts(state), directory, max_shard_size)
@@ -110,10 +111,8 @@ def save_parts(
 ) -> list[str]:
     """The stage-1 files under their published names, for those parts that have tensors. Returns the files' names.
 
-    Each part is a gathered state by parameter name (gather_state_dict); nothing is written on other ranks than 0.
+    Each part is a gathered state by parameter name (gather_state_dict), empty on ranks that write nothing.
     """
-    if not is_main_process():
-        return []
     directory = Path(directory)
     parts = {"projector": projector, "mole": mole, "adapters": adapters}
     written = []

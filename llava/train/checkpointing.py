@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from llava.model.checkpoint import gather_state_dict, save_lora, save_parts, save_student
 from llava.model.checkpoint_gather import copy_into
+from llava.model.checkpoint_lora import lora_folder_parameters
 from llava.model.checkpoint_save import persistent_buffers, write_config
 from llava.train.resume import Engine
 from llava.train.stages import count_parameters, trained_parts
@@ -33,7 +34,8 @@ LIGHT_PARTS = ("projector", "mole", "adapters")
 
 
 class CheckpointWriter:
-    """Writes and reads checkpoints for one trainer. Every process calls every method; rank 0 writes shared files."""
+    """Writes and reads checkpoints for one trainer. Every process calls every method; rank 0 writes shared files, or
+    with `save_on_each_node` the first process of each machine."""
 
     def __init__(self, trainer: "LLaVATrainer") -> None:
         self.trainer: Any = trainer
@@ -60,27 +62,35 @@ class CheckpointWriter:
 
     def write_model(self, directory: str) -> None:
         """The whole student, or a LoRA folder, or the light parts; adapters and tokenizer beside them."""
-        student = self.distiller.student
-        if self.trainer.args.should_save:
+        student, writes = self.distiller.student, self.trainer.args.should_save
+        if writes:
             Path(directory).mkdir(parents=True, exist_ok=True)
         used_cache, student.config.use_cache = student.config.use_cache, True
         if self.run.stage.lora:
-            save_lora(student, directory)
+            adapter = self._gather(lora_folder_parameters(student))
+            if writes:
+                save_lora(student, directory, adapter)
         elif self.run.save_whole:
-            save_student(student, directory, self._whole_student(student))
+            whole = self._whole_student(student)
+            if writes:
+                save_student(student, directory, whole)
         light = self._light_parts()
         if self.run.stage.lora or self.run.save_whole:
             light = {part: state for part, state in light.items() if part != "mole"}
         save_parts(directory, **light)
-        if self.trainer.args.should_save:
+        if writes:
             if not (self.run.stage.lora or self.run.save_whole):
                 write_config(student, Path(directory), self.run.model.dtype)
             self.trainer.tokenizer.save_pretrained(directory)
         student.config.use_cache = used_cache
 
+    def _gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the processes that write; empty elsewhere."""
+        return gather_state_dict(tensors, keep=self.trainer.args.should_save)
+
     def _whole_student(self, student: PreTrainedModel) -> dict[str, Tensor]:
-        """On rank 0 every tensor of the student, rounded to the run's dtype; empty elsewhere."""
-        state = gather_state_dict({**dict(student.named_parameters()), **persistent_buffers(student)})
+        """Every tensor of the student, rounded to the run's dtype."""
+        state = self._gather({**dict(student.named_parameters()), **persistent_buffers(student)})
         dtype = self.run.model.dtype
         return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
@@ -92,7 +102,7 @@ class CheckpointWriter:
             named["adapters"] = {**named["adapters"], **self.distiller.adapter_buffers()}
         if self.run.stage.embeddings:
             named["projector"] = {**named["projector"], **trained_parts(parts)["language_model"]}
-        return {part: gather_state_dict(tensors) for part, tensors in named.items()}
+        return {part: self._gather(tensors) for part, tensors in named.items()}
 
     # -- the state
 
@@ -117,7 +127,9 @@ class CheckpointWriter:
     def read_engine(self, directory: str) -> None:
         """DeepSpeed's own state: its optimizer shards, and the trained weights that it holds."""
         self._check_digest(directory)
-        loaded, _ = self.trainer.model_wrapped.load_checkpoint(directory, load_module_strict=False)
+        # Named, because the file that says which folder is the latest is on the first machine's disk alone.
+        tag = next((path.name for path in Path(directory).glob("global_step*")), None)
+        loaded, _ = self.trainer.model_wrapped.load_checkpoint(directory, tag, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"DeepSpeed found nothing to load in {directory}")
         self.read_state(directory)

@@ -5,8 +5,10 @@ import logging
 import os
 import socket
 import warnings
+from typing import Any
 
 import huggingface_hub.constants
+import torch.distributed
 
 # Imported by transformers and peft, it warns of inference kernels that training does not use.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -24,6 +26,15 @@ def say(message: str) -> None:
     """Print a line once, not on every process."""
     if rank() == 0:
         print(message, flush=True)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every process has, by rank. Every process must call it."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 def use_cache(directory: str) -> None:

@@ -157,7 +157,9 @@ class LLaVATrainer(Trainer):
         self.accelerator.wait_for_everyone()
         asked = self.run.resume_from if resume_from_checkpoint is None else str(resume_from_checkpoint)
         found = checkpoint_to_resume(self.output_dir, asked, self.writer.engine)
-        return super().train(resume_from_checkpoint=found, **kwargs)
+        output = super().train(resume_from_checkpoint=found, **kwargs)
+        self.meter.check()  # the steps since the last log
+        return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """What was trained, under published names: the whole student, or its light parts, or a LoRA folder."""
@@ -179,6 +181,8 @@ class LLaVATrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(directory, self.state.global_step, self.writer.engine, not self.args.save_only_model)
+        self.accelerator.wait_for_everyone()  # with a disk per machine, the older one goes when all have the newer
+        if self.args.should_save:
             keep_newest(self.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         self.meter.pause()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from llava.train.environment import gather_objects
 from llava.train.stopwatch import Stopwatch
 
 
@@ -81,7 +82,7 @@ class StepMeter:
         assert self.first_bad is not None
         first = zip(self.names, self.first_bad.tolist(), strict=True)
         bad = {name: int(step) for name, step in first if math.isfinite(step)}
-        messages = _gather_objects(self._describe(bad) if bad else None)
+        messages = gather_objects(self._describe(bad) if bad else None)
         raise NonFiniteLoss("; ".join(text for text in messages if text))
 
     def _describe(self, bad: Mapping[str, int]) -> str:
@@ -120,11 +121,3 @@ def _sum_over_processes(values: Tensor) -> list[float]:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values.tolist()
-
-
-def _gather_objects(value: Any) -> list[Any]:
-    if not torch.distributed.is_initialized():
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava.train.environment import say
+from llava.train.environment import gather_objects, say
 
 MARKER = "complete.json"
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -79,10 +80,29 @@ def written_by(directory: str | Path) -> Engine:
     return Engine(**json.loads((Path(directory) / MARKER).read_text())["engine"])
 
 
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint. Newer ones that are not complete are named in a warning and passed over."""
+def complete_everywhere(output_dir: str | Path) -> list[str]:
+    """Names of the checkpoints that are complete for every process: machines may have disks of their own.
+
+    Every process must call it. Raises ValueError where there are some, but none that all of them see.
+    """
+    seen: list[list[str]] = gather_objects([path.name for path in checkpoints(output_dir) if defect(path) is None])
+    common = [name for name in seen[0] if all(name in names for names in seen)]
+    if not common and any(seen):
+        listed = "; ".join(f"process {rank} has {', '.join(names) or 'none'}" for rank, names in enumerate(seen))
+        raise ValueError(
+            f"no checkpoint in {output_dir} is there for every process ({listed}). Put it on a disk that all machines "
+            "see, or train with --save_on_each_node True; --overwrite_output_dir True begins again"
+        )
+    return common
+
+
+def last_checkpoint(output_dir: str | Path, among: Collection[str] | None = None) -> Path | None:
+    """The newest complete checkpoint, of those `among` names if given. Newer ones that cannot be used are named in a
+    warning and passed over."""
     for path in reversed(checkpoints(output_dir)):
         problem = defect(path)
+        if problem is None and among is not None and path.name not in among:
+            problem = "it is not complete on every machine"
         if problem is None:
             return path
         say(f"skipping {path}: {problem}")
@@ -98,7 +118,7 @@ def checkpoint_to_resume(output_dir: str | Path, asked: str | None, engine: Engi
     if asked is not None and str(asked).lower() in ("false", "none"):
         return None
     if asked is None or str(asked).lower() in ("true", "latest"):
-        found = last_checkpoint(output_dir)
+        found = last_checkpoint(output_dir, complete_everywhere(output_dir))
         if found is None and asked is not None:
             raise FileNotFoundError(f"--resume_from_checkpoint {asked}: {output_dir} has no complete checkpoint")
     else:

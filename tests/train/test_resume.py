@@ -10,6 +10,7 @@ from llava.train.resume import (
     Engine,
     checkpoint_to_resume,
     checkpoints,
+    complete_everywhere,
     defect,
     keep_newest,
     last_checkpoint,
@@ -71,6 +72,20 @@ def test_shards_of_another_engine_are_refused(tmp_path: Path) -> None:
 def test_without_shards_the_number_of_processes_may_change(tmp_path: Path) -> None:
     path = _checkpoint(tmp_path, 2, Engine("torch", 2))
     assert checkpoint_to_resume(tmp_path, None, ALONE) == str(path)
+
+
+def test_machines_with_disks_of_their_own_go_on_from_what_all_of_them_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was stopped between writing and marking its checkpoint."""
+    for step in (2, 4):
+        _checkpoint(tmp_path, step)
+    other: list[str] = ["checkpoint-2"]
+    monkeypatch.setattr("llava.train.resume.gather_objects", lambda own: [own, other])
+    assert checkpoint_to_resume(tmp_path, None, ALONE) == str(tmp_path / "checkpoint-2")
+    other.clear()
+    with pytest.raises(ValueError, match=r"process 1 has none.*--save_on_each_node True"):
+        complete_everywhere(tmp_path)
 
 
 def test_old_checkpoints_go_only_when_newer_ones_are_complete(tmp_path: Path) -> None:
