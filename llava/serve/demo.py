@@ -27,6 +27,8 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1000px !important; margin: 0 auto !important; }
 #title h1 { margin: 0.2em 0; font-size: 1.35em; overflow-wrap: anywhere; }
 .actions { gap: 8px; }
+.maps { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
+.maps > * { min-width: 0 !important; }
 .load p { margin: 0 0 8px; }
 .load .key { display: inline-flex; align-items: center; margin-right: 14px; white-space: nowrap; }
 .load .key i { width: 14px; height: 14px; border-radius: 3px; margin-right: 6px; }

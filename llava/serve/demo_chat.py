@@ -30,11 +30,13 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A turn, and how it is shown. files: its pictures' copies for the page. error: why it has no answer."""
+    """A turn, and how it is shown. files: its pictures' copies for the page. error: why it has no answer.
+    is_whole: all its pictures could be read, so that it can be asked again."""
 
     turn: Turn
     files: tuple[str, ...] = ()
     error: str | None = None
+    is_whole: bool = True
 
     def messages(self) -> list[Message]:
         shown: list[Message] = [{"role": "user", "content": {"path": file}} for file in self.files]
@@ -70,7 +72,7 @@ class ChatTab:
             buttons=["copy"],
             feedback_options=None,
             allow_tags=False,
-            placeholder=self._greeting(),
+            placeholder=self._greeting(bool(examples)),
         )
         self._add_input()
         if examples:
@@ -79,8 +81,11 @@ class ChatTab:
         self._add_settings()
         self._connect()
 
-    def _greeting(self) -> str:
-        return "Add a picture with the clip, then ask about it." if self.chat.sees else "This model takes no pictures."
+    def _greeting(self, has_examples: bool) -> str:
+        if not self.chat.sees:
+            return "This model takes no pictures."
+        start = "Add a picture with the clip, then ask about it"
+        return f"{start}, or pick an example below." if has_examples else f"{start}."
 
     def _add_input(self) -> None:
         self.box = QuestionBox(
@@ -136,14 +141,14 @@ class ChatTab:
         try:
             images = tuple(decode_images((Path(path).read_bytes() for path in paths), SERVING_LIMITS))
         except (ValueError, OSError) as error:
-            failed = (*entries, Entry(Turn(text), error=explain(error)))
+            failed = (*entries, Entry(Turn(text), error=explain(error), is_whole=False))
             yield self._show(failed, gr.skip(), is_busy=False)  # the question stays in its box
             return
         entry = Entry(Turn(text, images), tuple(copy_for_page(image) for image in images))
         yield from self._answer((*entries, entry), settings, request, clears_box=True)
 
     def regenerate(self, request: gr.Request, entries: Entries, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        if not entries:
+        if not entries or not entries[-1].is_whole:
             yield self._idle(entries)
             return
         last = entries[-1]
@@ -194,6 +199,7 @@ class ChatTab:
 
     def _show(self, entries: Entries, box: Any, is_busy: bool) -> tuple[Any, ...]:
         messages = [message for entry in entries for message in entry.messages()]
-        can_act = bool(entries) and not is_busy
-        buttons = (gr.Button(interactive=flag) for flag in (is_busy, can_act, can_act))
+        can_clear = bool(entries) and not is_busy
+        can_repeat = can_clear and entries[-1].is_whole
+        buttons = (gr.Button(interactive=flag) for flag in (is_busy, can_repeat, can_clear))
         return messages, entries, box, *buttons

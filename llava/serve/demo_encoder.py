@@ -38,7 +38,7 @@ class EncoderTab:
                 self.note = gr.Markdown(PROMPT, elem_id="encoder-note")
         with gr.Column(visible=False) as self.panel:
             self.tile = gr.Slider(1, 2, 1, step=1, label="Tile", info="1 shows the whole picture", visible=False)
-            with gr.Row():
+            with gr.Row(elem_classes="maps"):
                 self.given = labeled_map("Input", "given")
                 self.attention = labeled_map("Class attention", "attention")
                 self.features = labeled_map("Student (PCA)", "features")

@@ -173,6 +173,7 @@ def test_a_file_that_is_no_picture_is_told_and_the_question_kept(demo: str, fold
         ask(page, "What is it?", folder / "broken.png")
         page.wait_for_selector(f"{ANSWER} >> text=not a readable picture")
         assert page.input_value("#question textarea") == "What is it?"
+        assert page.query_selector("#regenerate:disabled")  # it would ask without the picture
         shoot(page, "desktop-wrong-file")
         page.set_input_files("#question input[type=file]", str(folder / "notes.txt"))
         page.wait_for_selector("text=/invalid file type|only image/i")
@@ -217,6 +218,10 @@ def test_the_encoder_tab_takes_the_chats_picture_and_draws_every_map(demo: str, 
         page.wait_for_selector("#loads >> text=legend for layer 1")
         assert len(page.query_selector_all("#loads li")) == 3
         shoot(page, "desktop-encoder")
+        page.set_viewport_size({"width": 560, "height": 900})  # one map too many for a row
+        maps = [page.locator(f"#map-{name}").bounding_box() for name in ("given", "teacher-clip")]
+        assert maps[0]["y"] < maps[1]["y"]
+        assert maps[0]["width"] == pytest.approx(maps[1]["width"], abs=2)
 
 
 def test_the_encoder_tab_takes_an_upload_and_tells_of_a_wrong_one(demo: str, folder: Path) -> None:
