@@ -1,0 +1,46 @@
+"""Which experts a run has that goes on from a checkpoint: its own, with what flags may change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
+from llava.train.distill_arguments import DistillArguments
+from llava.train.student import experts_of
+
+PUBLISHED = {
+    "moe_encoder": True,
+    "moe_encoder_dense": False,
+    "moe_encoder_lora_rank": 32,
+    "moe_encoder_lora_alpha": 1,
+    "moe_encoder_num_experts": 3,
+}
+
+
+def found(folder: Path, **flags: Any) -> dict[str, Any]:
+    """For our recipe with these flags, on a published checkpoint."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "move_llava_llama", "moe": PUBLISHED}))
+    arguments = DistillArguments(encoder_teachers=["clip"], **flags)
+    mole = arguments.mole_config()
+    assert mole is not None
+    return experts_of(str(folder), mole.to_dict(), arguments.given_moe_keys())
+
+
+def test_a_checkpoints_experts_stay_what_they_are_whatever_the_recipe(tmp_path: Path) -> None:
+    assert found(tmp_path) == PUBLISHED
+    assert found(tmp_path, moe_encoder_dense=False, moe_encoder_lora_rank=32, moe_init_b="zero") == PUBLISHED
+
+
+def test_gate_and_dropout_may_change_where_a_flag_says_so(tmp_path: Path) -> None:
+    changed = MoLEConfig.from_dict(found(tmp_path, moe_gate="top1_ste", moe_dropout=0.2))
+    assert (changed.gate, changed.dropout, changed.alpha, changed.layers) == ("top1_ste", 0.2, 1, "all")
+    assert MoLEConfig.from_dict(found(tmp_path, moe_encoder_dense=True)).is_dense
+
+
+@pytest.mark.parametrize("flags", [{"moe_encoder_lora_rank": 8}, {"moe_encoder_lora_alpha": 4}, {"moe_layers": "used"}])
+def test_another_form_than_the_checkpoints_is_refused(flags: dict[str, Any], tmp_path: Path) -> None:
+    [name] = flags
+    with pytest.raises(ValueError, match=rf"--{name} {flags[name]}\S* does not fit the experts of .*, which say"):
+        found(tmp_path, **flags)
