@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-Tower = Literal["trained", "frozen", "teachers"]
+Tower = Literal["trained", "early", "frozen", "teachers"]
 
 
 @dataclass(frozen=True)
 class Arm:
     """teachers: kinds, in the order of the flag; `truth` knows the labels themselves. flags: of both stages.
-    tower: `teachers` puts the teachers, joined channel by channel and frozen, in the student's place.
+    tower: `teachers` puts the teachers, joined channel by channel and frozen, in the student's place; `early` trains
+    the whole tower in stage 1 already.
     length: of both stages, relative to the recipe. data: share of the training scenes. rates: the learning rates of
     stage 2 relative to the recipe's, of projector and language model and of the tower. pretrain: length of stage 1
     alone."""
@@ -33,7 +34,7 @@ class Arm:
 EXPERTS = "--moe_encoder True --tune_encoder True --moe_encoder_num_experts 3 --moe_encoder_lora_rank 8"
 NO_EXPERTS = "--moe_encoder False"
 TEACHERS = ("clip", "eva", "convnext")
-OURS = Arm("ours", "ours", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "ours"))
+OURS = Arm("ours", "ours", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "ours"), "early")
 PAPER = Arm("paper", "as the paper says", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "paper"))
 
 
@@ -55,9 +56,16 @@ CONTROLS = (
     BASELINE,
     Arm("frozen", "LLaVA, tower frozen", tower="frozen"),
     Arm("experts", "experts, no teachers", flags=tuple(EXPERTS.split())),
+    replace(
+        BASELINE, name="baseline-early", title="LLaVA, tower trained in both stages", against="baseline", tower="early"
+    ),
     Arm("baseline-time", "LLaVA, as much processor time as ours", length=1.4),
     Arm(
-        "truth", "the teachers' labels themselves, no teachers", teachers=("clip", "truth"), flags=without_experts(OURS)
+        "truth",
+        "the teachers' labels themselves, no teachers",
+        teachers=("clip", "truth"),
+        flags=without_experts(OURS),
+        tower="early",
     ),
     Arm("ceiling", "language model reads the teachers", tower="teachers"),
 )
@@ -67,6 +75,7 @@ RECIPES = (
     OURS,
 )
 PARTS = (
+    replace(OURS, name="ours-late", title="whole tower trained in stage 2 only", against="ours", tower="trained"),
     change(OURS, "ours-teacher-heads", "heads on the teachers' side", "--kd_heads teacher"),
     change(OURS, "ours-interpolate", "no heads, tokens resized", "--kd_heads interpolate"),
     change(OURS, "ours-raw", "features not standardized", "--kd_standardize False"),

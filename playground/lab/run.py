@@ -37,10 +37,12 @@ from playground.teachers import EVA_FILE
 PLUGINS = Path(__file__).with_name("plugins")
 PARTS = {
     "trained": "mm_mlp_adapter,mm_vision_tower,mm_language_model",
+    "early": "mm_mlp_adapter,mm_vision_tower,mm_language_model",
     "frozen": "mm_mlp_adapter,mm_language_model",
     "teachers": "mm_mlp_adapter,mm_language_model",
 }
 NO_CURVES = ("learning_rate", "epoch", "grad_norm", "step", "loss", "images_per_second", "teacher_share")
+UNSAVED = ("--save_steps", "1000000", "--logging_steps", "50")
 MADE = "{out}"  # stands for the lab's folder in the flags of a row
 
 
@@ -78,11 +80,17 @@ def stages(arm: Arm, shared: Shared, seed: int, folder: Path) -> dict[str, list[
         finetune=stretched(shared.recipe.finetune, arm.length, arm.rates),
     )
     first, second = folder / "stage1", folder / "stage2"
-    extra = ["--seed", str(seed), "--data_seed", str(seed), "--save_steps", "1000000", "--report", "False", *arm.flags]
+    extra = ["--seed", str(seed), "--data_seed", str(seed), "--report", "False", *UNSAVED, *arm.flags]
     if arm.teachers:
         extra += ["--encoder_teachers", *map(shared.teacher, arm.teachers), "--teacher_cache", str(shared.cache)]
+    early = ["--mm_tunable_parts", "mm_mlp_adapter,mm_vision_tower", "--mm_vision_tower_lr", "1e-3"]
     return {
-        "stage1": [*pretrain_flags(shared.folder, recipe, first), *extra, *data_flags(arm, shared, "pretrain")],
+        "stage1": [
+            *pretrain_flags(shared.folder, recipe, first),
+            *extra,
+            *data_flags(arm, shared, "pretrain"),
+            *(early if arm.tower == "early" else ()),
+        ],
         "stage2": [
             *finetune_flags(shared.folder, recipe, first, second),
             *extra,

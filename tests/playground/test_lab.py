@@ -78,6 +78,7 @@ def differing(first: str, second: str) -> set[str]:
         ("ours-top1", {"moe_gate"}),
         ("ours-kaiming", {"moe_init_b"}),
         ("ours-unbalanced", {"moe_encoder_balance_w"}),
+        ("ours-late", {"mm_tunable_parts", "mm_vision_tower_lr"}),
         ("ours-no-experts", {"moe_encoder", "tune_encoder", "moe_encoder_num_experts", "moe_encoder_lora_rank"}),
         ("without-eva", {"encoder_teachers"}),
         ("weight-16", {"kd_w"}),
@@ -87,7 +88,7 @@ def differing(first: str, second: str) -> set[str]:
         ("paper", {"kd_teacher_weights"}),
         ("tune-tower-0.3", {"mm_vision_tower_lr"}),
         ("ours-little", {"encoder_teachers", "teacher_cache", "kd_recipe", "moe_encoder", "tune_encoder"}
-         | {"moe_encoder_num_experts", "moe_encoder_lora_rank"}),
+         | {"moe_encoder_num_experts", "moe_encoder_lora_rank", "mm_tunable_parts", "mm_vision_tower_lr"}),
     ],
 )  # fmt: skip
 def test_an_arm_differs_from_its_reference_in_what_it_says_only(arm: str, flags: set[str]) -> None:
