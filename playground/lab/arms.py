@@ -157,22 +157,12 @@ TUNING = (
     *(
         replace(
             BASELINE,
-            name=f"tune-rate-{factor}",
-            title=f"learning rates x {factor}",
+            name=f"tune-{rate}-{tower}",
+            title=f"rate x {rate}, of the tower x {tower}",
             against="baseline",
-            rates=(factor, factor),
+            rates=(rate, tower),
         )
-        for factor in (0.5, 2.0)
-    ),
-    *(
-        replace(
-            BASELINE,
-            name=f"tune-tower-{factor}",
-            title=f"tower's rate x {factor}",
-            against="baseline",
-            rates=(1.0, factor),
-        )
-        for factor in (0.3, 3.0)
+        for rate, tower in ((0.5, 1.0), (2.0, 1.0), (1.0, 0.3), (1.0, 3.0), (0.5, 0.3), (0.5, 0.15))
     ),
     *(
         replace(

@@ -86,7 +86,7 @@ def differing(first: str, second: str) -> set[str]:
         ("ladder-adapters", {"kd_heads"}),
         ("ladder-tokens", {"kd_token_weights"}),
         ("paper", {"kd_teacher_weights"}),
-        ("tune-tower-0.3", {"mm_vision_tower_lr"}),
+        ("tune-1.0-0.3", {"mm_vision_tower_lr"}),
         ("ours-little", {"encoder_teachers", "teacher_cache", "kd_recipe", "moe_encoder", "tune_encoder"}
          | {"moe_encoder_num_experts", "moe_encoder_lora_rank", "mm_tunable_parts", "mm_vision_tower_lr"}),
     ],
