@@ -25,7 +25,7 @@ from playground import figures
 from playground.evaluate import GREEDY, gains, load_chat, read_scores, table
 from playground.processes import Command, CommandFailed, python, run_side_by_side
 from playground.recipe import RECIPES, Recipe
-from playground.stages import distill_flags, finetune_flags, launcher, pretrain_flags, teacher_specs
+from playground.stages import EARLY_TOWER, distill_flags, finetune_flags, launcher, pretrain_flags, teacher_specs
 from playground.steps import Stamps
 
 DATA = ("world", "data")
@@ -117,6 +117,7 @@ class Pipeline:
         recipe, first, second = self.recipe, arm.stage(self.out, 1), arm.stage(self.out, 2)
         parts = (*STAGE1, "teachers", "distill") if arm.distills else STAGE1
         extra = distill_flags(self.out, recipe) if arm.distills else []
+        early = EARLY_TOWER if arm.distills else ()
         taught = tuple(f"teacher-{kind}" for kind in recipe.distill.teachers) if arm.distills else ()
         files = {"--model": second, "--data": self.out / "data", "--to": arm.result(self.out)}
         flags = [part for flag, path in files.items() for part in (flag, str(path))]
@@ -126,7 +127,7 @@ class Pipeline:
                 f"{arm.name}, stage 1",
                 first,
                 parts,
-                [*launcher(), *pretrain_flags(self.out, recipe, first), *extra],
+                [*launcher(), *pretrain_flags(self.out, recipe, first), *extra, *early],
                 recipe.pretrain.steps,
                 ("data", "language", "clip", *taught),
             ),

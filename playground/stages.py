@@ -10,6 +10,8 @@ from playground.recipe import Recipe, StageTraining
 from playground.teachers import EVA_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
+# Added to stage 1, these train the whole tower there too, and not only experts and projector.
+EARLY_TOWER = ("--mm_tunable_parts", "mm_mlp_adapter,mm_vision_tower", "--mm_vision_tower_lr", "1e-3")
 
 
 def free_port() -> int:

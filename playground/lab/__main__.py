@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -166,6 +167,7 @@ def main() -> None:
         make_shared(out, options.slots)
     except (ValueError, CommandFailed) as problem:
         sys.exit(str(problem))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is stopped too
     arms = list(ARMS) if "all" in options.arms else options.arms
     jobs = [Job(arm, seed) for seed in options.seeds for arm in arms]  # whole seeds first: comparisons are paired
     rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]

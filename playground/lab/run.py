@@ -31,7 +31,7 @@ from playground.lab.ceiling import TeachersTower
 from playground.lab.results import Row
 from playground.llava_data import QUESTION_SPLITS
 from playground.recipe import Recipe, StageTraining
-from playground.stages import finetune_flags, pretrain_flags
+from playground.stages import EARLY_TOWER, finetune_flags, pretrain_flags
 from playground.teachers import EVA_FILE
 
 PLUGINS = Path(__file__).with_name("plugins")
@@ -42,7 +42,7 @@ PARTS = {
     "teachers": "mm_mlp_adapter,mm_language_model",
 }
 NO_CURVES = ("learning_rate", "epoch", "grad_norm", "step", "loss", "images_per_second", "teacher_share")
-UNSAVED = ("--save_steps", "1000000", "--logging_steps", "50")
+LOGGING_STEPS = 50
 MADE = "{out}"  # stands for the lab's folder in the flags of a row
 
 
@@ -80,16 +80,17 @@ def stages(arm: Arm, shared: Shared, seed: int, folder: Path) -> dict[str, list[
         finetune=stretched(shared.recipe.finetune, arm.length, arm.rates),
     )
     first, second = folder / "stage1", folder / "stage2"
-    extra = ["--seed", str(seed), "--data_seed", str(seed), "--report", "False", *UNSAVED, *arm.flags]
+    logging_steps = min(LOGGING_STEPS, recipe.pretrain.steps, recipe.finetune.steps)
+    extra = ["--seed", str(seed), "--data_seed", str(seed), "--report", "False", "--save_steps", "1000000"]
+    extra += ["--logging_steps", str(logging_steps), *arm.flags]
     if arm.teachers:
         extra += ["--encoder_teachers", *map(shared.teacher, arm.teachers), "--teacher_cache", str(shared.cache)]
-    early = ["--mm_tunable_parts", "mm_mlp_adapter,mm_vision_tower", "--mm_vision_tower_lr", "1e-3"]
     return {
         "stage1": [
             *pretrain_flags(shared.folder, recipe, first),
             *extra,
             *data_flags(arm, shared, "pretrain"),
-            *(early if arm.tower == "early" else ()),
+            *(EARLY_TOWER if arm.tower == "early" else ()),
         ],
         "stage2": [
             *finetune_flags(shared.folder, recipe, first, second),

@@ -21,7 +21,7 @@ from playground.lab.run import Shared, add_plugins
 from playground.make import make_piece
 from playground.processes import Command, python, run_side_by_side
 from playground.recipe import RECIPES, Recipe
-from playground.stages import finetune_flags, pretrain_flags
+from playground.stages import pretrain_flags
 from playground.steps import Stamps
 from playground.teachers import KINDS, label_cells, label_patches
 from playground.world import draw_scenes, render
@@ -161,12 +161,10 @@ def write_cache(shared: Shared) -> None:
     add_plugins()
     specs = [shared.teacher(kind) for kind in (*TEACHERS, "sam", "truth")]
     own = ["--teacher_cache", str(shared.cache), "--batch_size", "64", "--num_workers", "1"]
-    unused = shared.folder / "unused"
-    for flags in (
-        pretrain_flags(shared.folder, shared.recipe, unused),
-        finetune_flags(shared.folder, shared.recipe, unused, unused),
-    ):
-        cache_teachers([*flags, "--encoder_teachers", *specs, *own])
+    flags = pretrain_flags(shared.folder, shared.recipe, shared.folder / "unused")
+    for name, template in (("pretrain", "plain"), ("finetune", "v1")):
+        data = ["--data_path", str(shared.folder / "data" / f"{name}.json"), "--version", template]
+        cache_teachers([*flags, *data, "--encoder_teachers", *specs, *own])
 
 
 def main() -> None:
