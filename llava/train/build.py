@@ -19,6 +19,7 @@ from llava.model.tokenizer import load_tokenizer
 from llava.train.dataset import make_data_module
 from llava.train.environment import say
 from llava.train.run_config import DistillRun, ModelConfig, Run
+from llava.train.training_arguments import zero_stage
 
 
 def select_template(name: str) -> Conversation:
@@ -59,12 +60,17 @@ def build_teachers(run: Run, student: Any) -> dict[str, Any]:
                 released=run.distill.released,
             )
         )
+    shares = "vision_tower" not in run.stage.trainable and zero_stage(run.hf.deepspeed) < 3
+    if shares:
+        student.get_vision_tower().to(
+            run.hf.device
+        )  # a teacher that shares its weights is asked before training starts
     built = teachers.build_teachers(
         run.distill.teachers,
         student_tower=student.get_vision_tower(),
         dtype=run.distill.teacher_dtype,
         device=run.hf.device,
-        share_student="vision_tower" not in run.stage.trainable and not run.hf.deepspeed,
+        share_student=shares,
         released=run.distill.released,
     )
     return teachers.shard_teachers(built) if run.distill.shard_teachers else built

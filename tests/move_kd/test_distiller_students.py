@@ -1,6 +1,7 @@
 """The distiller around real students: plain, in a PEFT wrapper, with a quantized language model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,15 @@ from llava.model.multimodal_encoder.move_kd.adapters import Shape
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig, MoLEConfig
 from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures
+from llava.train.build import build_teachers
+from llava.train.run_config import DistillRun
+from llava.train.stages import PRETRAIN
 from tests.tiny import NUM_PATCHES, VISION_WIDTH, save_tiny_llava, tiny_images, tiny_llava
 
 GRID = (int(NUM_PATCHES**0.5),) * 2
 TEACHERS = {"clip": Shape(GRID, VISION_WIDTH), "eva": Shape((8, 8), 6)}
 MOE = MoLEConfig(rank=2).to_dict()
+ZERO2, ZERO3 = ({"zero_optimization": {"stage": stage}} for stage in (2, 3))
 
 
 def said(images: int) -> dict[str, TeacherFeatures]:
@@ -110,6 +115,21 @@ def test_a_student_of_another_family_distils_without_experts(tmp_path: Path) -> 
     answer = step(distiller)
     assert set(answer["terms"]) == {"lm", "kd/clip", "kd/eva"}
     answer["loss"].backward()
+
+
+@pytest.mark.parametrize(("config", "shares"), [({}, True), (ZERO2, True), (ZERO3, False)], ids=["torch", "2", "3"])
+def test_a_clip_teacher_shares_a_frozen_students_weights_unless_they_are_sharded(
+    config: dict[str, Any], shares: bool, tmp_path: Path
+) -> None:
+    """They lie where the teachers are before training starts: a teacher is asked on a blank then."""
+    student = tiny_llava(tmp_path, moe=MOE)
+    moved: list[Any] = []
+    student.get_vision_tower().to = moved.append
+    device = torch.device("cpu")
+    distill = DistillRun(DistillConfig(), ("clip",), False, torch.float32, False, None)
+    run: Any = SimpleNamespace(distill=distill, stage=PRETRAIN, hf=SimpleNamespace(deepspeed=config, device=device))
+    assert build_teachers(run, student)["clip"].shares_student is shares
+    assert moved == [device] * shares
 
 
 def test_a_language_model_without_eyes_is_trained_as_it_is() -> None:
