@@ -4,7 +4,7 @@ The student does not know that it is distilled; teachers are not in here, only w
 is the same module with no teachers: its loss is the language model's. Legend: M teacher images, T tiles.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,13 +86,14 @@ class Distiller(nn.Module):
         metrics: dict[str, Tensor] = {}
         unread: Tensor | float = 0.0
         if self.objectives and answer.vision is not None:
-            inputs = self.distill_inputs(answer.vision, distill, features)
+            inputs, read = self.distill_inputs(answer.vision, distill, features), set[str]()
             for name, (objective, weight) in self.objectives.items():
                 for part, value in objective(inputs).items():
                     if not isinstance(value, Tensor) or value.ndim:
                         raise ValueError(f"objective {name!r} must give scalar tensors; its {part!r} is no scalar")
                     terms[f"{name}/{part}" if part else name] = weight * value
-            unread = zero_of(inputs.pairs)
+                    read.add(part)
+            unread = zero_of(pair for name, pair in inputs.pairs.items() if name not in read)
             if self.collect_metrics:
                 metrics = self.measure(inputs)
         elif self.targets and self.training:
@@ -211,9 +212,9 @@ class Distiller(nn.Module):
         self.student.gradient_checkpointing_disable()
 
 
-def zero_of(pairs: Mapping[str, Pair]) -> Tensor | float:
-    """0 with a gradient of 0 for every head: an objective may leave teachers out, but processes wait for each head."""
-    return sum(0.0 * side.flatten()[0] for pair in pairs.values() for side in pair if side.requires_grad)
+def zero_of(pairs: Iterable[Pair]) -> Tensor | float:
+    """0 with a gradient of 0 for every head: objectives may leave teachers out, but processes wait for each head."""
+    return sum(0.0 * side[0, 0, 0] for pair in pairs for side in pair if side.requires_grad)
 
 
 def where_measured(metrics: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
