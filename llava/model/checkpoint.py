@@ -29,6 +29,7 @@ from llava.model.checkpoint_names import (
 )
 from llava.model.checkpoint_parts import load_parts
 from llava.model.checkpoint_save import consistent_generation, save_parts, save_student
+from llava.model.quantization import leave_odd_widths_unpacked
 
 __all__ = [
     "CheckpointError",
@@ -107,6 +108,8 @@ def build_student(
         quantization_config=quantization_config,
         device_map=device_map,
     )
+    if quantization_config is not None:
+        leave_odd_widths_unpacked(model)
     model.name_or_path = model.config._name_or_path = source
     if (settings := read_generation_config(generation)) is not None:
         model.generation_config = settings

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import llava.model.language_model  # noqa: F401 (registers our model types)
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json
+from llava.model.checkpoint_names import CLIP_MOLE
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 
@@ -26,7 +27,6 @@ BACKBONES = {
     "qwen2_moe": "llava_qwen_moe",
 }
 HF_NATIVE_TYPES = ("llava", "llava_next", "llava_clip_mole", "llava_next_clip_mole")  # the last two: `llava.export hf`
-CLIP_MOLE = "clip_mole_vision_model"
 NATIVE_TOWERS = ("clip_vision_model", "siglip_vision_model", CLIP_MOLE)
 ORIGINAL_TYPES = ("llava", *BACKBONES.values(), "move_llava_llama")
 RESAMPLERS_BUILT = (None, "identity")

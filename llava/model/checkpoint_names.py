@@ -15,6 +15,7 @@ VISION_MODEL = TOWER + "vision_model."
 PROJECTOR = "model.mm_projector."
 RESAMPLER = "model.vision_resampler."
 NEWLINE = "model.image_newline"
+CLIP_MOLE = "clip_mole_vision_model"  # the type of an exported tower with experts
 VISION_PARTS = (TOWER, PROJECTOR, RESAMPLER, NEWLINE)
 
 # Wrappers that a training run leaves in front of every name: PEFT, DDP, torch.compile, our distiller.

@@ -5,11 +5,14 @@ writes the logits keep their dtype, because their error would reach every token.
 import importlib.util
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 # "transformer" is what MPT calls its inner model.
 PARTS = ("vision_tower", "mm_projector", "vision_resampler")
 UNQUANTIZED = [f"{inner}.{part}" for inner in ("model", "transformer") for part in PARTS] + ["lm_head"]
+
+CPU_BLOCK = (32, 64)  # outputs and inputs of the blocks in which bitsandbytes packs 4-bit weights for a CPU
 
 
 def quantization_config(load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -32,3 +35,14 @@ def quantization_config(load_8bit: bool, load_4bit: bool, compute_dtype: torch.d
         bnb_4bit_quant_type="nf4",
         llm_int8_skip_modules=UNQUANTIZED,
     )
+
+
+def leave_odd_widths_unpacked(model: nn.Module) -> None:
+    """On CPUs bitsandbytes packs 4-bit layers at their first use and fails where they are no whole number of blocks:
+    those are run as they are."""
+    from bitsandbytes.nn import Linear4bit
+
+    rows, columns = CPU_BLOCK
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and (module.out_features % rows or module.in_features % columns):
+            module.support_avx512bf16_for_cpu = False

@@ -32,6 +32,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         if (settings is None or "tokenizer_class" not in read_json(settings)) and _is_llama_alone(path, sentencepiece):
             # AutoTokenizer would build a generic tokenizer from the bare file, with other ids.
             return LlamaTokenizer.from_pretrained(path, add_bos_token=True)
+        model = find_file(path, "config.json")
+        if model is not None and "auto_map" in read_json(model):
+            # Given a config, it does not ask to run the code that `llava.export` writes beside a student.
+            return AutoTokenizer.from_pretrained(path, config=PreTrainedConfig(), trust_remote_code=False)
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the tokenizer in {path} cannot be loaded: {error}") from error

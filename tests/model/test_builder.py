@@ -279,3 +279,10 @@ def test_only_the_language_model_is_quantized(tmp_path: Path, bits: int, layout:
     ids = torch.tensor([[1, 5, -200, 8]])
     image = torch.randn(1, 3, 28, 28)
     assert model.generate(ids, images=image, max_new_tokens=3, do_sample=False).shape[1] <= 3
+
+
+def test_four_bits_work_where_widths_are_no_multiple_of_the_packing_blocks(tmp_path: Path) -> None:
+    folder = save_tiny_llava(tmp_path, hidden_size=96, head_dim=24)
+    _, model, _, _ = load(folder, load_4bit=True)
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor([[1, 5, 8]])).logits.isfinite().all()

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, SiglipVisionConfig
 
 from llava.model.checkpoint_gather import copy_into
 from llava.model.checkpoint_io import read_state_dict
-from llava.model.checkpoint_names import VISION_MODEL, tower_name
+from llava.model.checkpoint_names import CLIP_MOLE, VISION_MODEL, tower_name
 from llava.model.multimodal_encoder.move_kd.student import expert_parameters
 from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
 from llava.model.multimodal_encoder.vision_transformer import VisionConfig, VisionModule, VisionTransformer, side
@@ -64,11 +64,18 @@ class VisionTower(nn.Module):
         self.settings = TowerSettings.of(args)
         self.select_layer = self.settings.select_layer
         self.select_feature = self.settings.select_feature
-        config = self.config_class.from_pretrained(vision_tower)
+        config = self._read_config(vision_tower)
         vision_model = VisionTransformer(config, self._num_layers(config), self.has_class_token)
         self.vision_tower = VisionModule(config, vision_model)
         if not delay_load:
             self.load_model()
+
+    def _read_config(self, vision_tower: str) -> VisionConfig:
+        settings, _ = self.config_class.get_config_dict(vision_tower)
+        vision = settings.get("vision_config", settings)
+        if vision.get("model_type") == CLIP_MOLE:  # CLIP's but for the experts, of which the model's config speaks
+            return self.config_class.from_dict(vision | {"model_type": self.config_class.model_type})
+        return self.config_class.from_pretrained(vision_tower)
 
     def _num_layers(self, config: VisionConfig) -> int:
         return config.num_hidden_layers
