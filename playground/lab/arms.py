@@ -76,6 +76,7 @@ RECIPES = (
 )
 PARTS = (
     replace(OURS, name="ours-late", title="whole tower trained in stage 2 only", against="ours", tower="trained"),
+    change(OURS, "ours-linear", "heads of one layer", "--kd_heads linear"),
     change(OURS, "ours-teacher-heads", "heads on the teachers' side", "--kd_heads teacher"),
     change(OURS, "ours-interpolate", "no heads, tokens resized", "--kd_heads interpolate"),
     change(OURS, "ours-raw", "features not standardized", "--kd_standardize False"),

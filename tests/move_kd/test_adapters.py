@@ -56,7 +56,7 @@ def features(side: int, width: int) -> TeacherFeatures:
     return TeacherFeatures(torch.randn(2, side * side, width), (side, side))
 
 
-@pytest.mark.parametrize("heads", ["student", "teacher", "interpolate"])
+@pytest.mark.parametrize("heads", ["student", "linear", "teacher", "interpolate"])
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("grid", ["unshuffle", "pool"])
 @pytest.mark.parametrize(("side", "width"), [(4, 8), (8, 6), (6, 10), (3, 5)])
@@ -78,6 +78,15 @@ def test_the_published_adapter_maps_channels_then_positions() -> None:
     by_hand = F.gelu(said.patches @ adapter.channels.weight.t() + adapter.channels.bias)
     by_hand = torch.einsum("mkd,nk->mnd", by_hand, adapter.tokens.weight) + adapter.tokens.bias[:, None]
     torch.testing.assert_close(pair.target, by_hand)
+
+
+def test_a_linear_head_sees_the_student_through_one_layer() -> None:
+    torch.manual_seed(0)
+    config = DistillConfig(heads="linear", standardize=False)
+    head = build_alignments({"eva": Shape((8, 8), 6)}, STUDENT, config)["eva"]
+    patches = torch.randn(2, 16, 8)
+    by_hand = F.layer_norm(patches, (8,)) @ head.output.weight.t() + head.output.bias
+    torch.testing.assert_close(head(patches, features(8, 6)).prediction, by_hand)
 
 
 def test_the_anchor_is_compared_as_it_is_and_only_where_it_fits() -> None:

@@ -71,7 +71,7 @@ def test_recipes_differ_as_the_method_ledger_says() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"heads": "both"}, "student, teacher, interpolate"),
+        ({"heads": "both"}, "student, linear, teacher, interpolate"),
         ({"anchor_share": 1.2}, "anchor_share"),
         ({"blank_weight": -0.1}, "blank_weight"),
         ({"balance_weight": math.nan}, "balance_weight"),

@@ -1,8 +1,8 @@
 """How one teacher and the student are laid side by side: each alignment makes a Pair on the student's grid.
 
-Three ways, by `DistillConfig.heads`: a head on the student predicts the teacher (the target is fixed), an adapter maps
-the teacher to the student (as published, the target is trained), or the teacher is only resized. The anchor, being
-what the student starts from, is compared as it is. Legend: M images, N tokens, D width.
+By `DistillConfig.heads`: a head on the student, of two layers or linear, predicts the teacher (the target is fixed), an
+adapter maps the teacher to the student (as published, the target is trained), or the teacher is only resized. The
+anchor, being what the student starts from, is compared as it is. Legend: M images, N tokens, D width.
 """
 
 from collections.abc import Mapping
@@ -69,6 +69,11 @@ class SameSpace(Alignment):
         return Pair(self.standardize(patches), self.standardize(features.patches))
 
 
+class Hidden(nn.Linear):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.gelu(super().forward(tokens))
+
+
 class StudentHead(Alignment):
     """LayerNorm and a two-layer MLP predict the teacher's tokens, those of a finer grid stacked per student token."""
 
@@ -76,11 +81,14 @@ class StudentHead(Alignment):
         super().__init__(teacher, student, config)
         self.factor = unshuffle_factor(teacher.grid, student.grid) if config.grid == "unshuffle" else 1
         self.norm = nn.LayerNorm(student.width)
-        self.hidden = nn.Linear(student.width, student.width)
+        self.hidden = self.hidden_layer(student.width)
         self.output = nn.Linear(student.width, self.factor**2 * teacher.width)
 
+    def hidden_layer(self, width: int) -> nn.Module:
+        return Hidden(width, width)
+
     def forward(self, patches: Tensor, features: TeacherFeatures) -> Pair:
-        hidden = F.gelu(self.hidden(self.norm(patches.to(self.norm.weight.dtype))))
+        hidden = self.hidden(self.norm(patches.to(self.norm.weight.dtype)))
         return Pair(self.output(hidden).float(), self.target(features))
 
     @torch.no_grad()
@@ -88,6 +96,13 @@ class StudentHead(Alignment):
         height, width = self.student.grid
         finer = (height * self.factor, width * self.factor)
         return unshuffle(self.standardize(to_grid(features.patches, features.grid, finer)), finer, self.factor)
+
+
+class LinearHead(StudentHead):
+    """LayerNorm and one linear layer: what it predicts is there for the projector to read without a detour."""
+
+    def hidden_layer(self, width: int) -> nn.Module:
+        return nn.Identity()
 
 
 class TeacherAdapter(Alignment):
@@ -116,6 +131,7 @@ class Interpolated(Alignment):
 
 ALIGNMENTS: Mapping[str, type[Alignment]] = {
     "student": StudentHead,
+    "linear": LinearHead,
     "teacher": TeacherAdapter,
     "interpolate": Interpolated,
 }

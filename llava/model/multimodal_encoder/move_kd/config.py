@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 Gate = Literal["top1", "top1_ste", "top1_prob", "soft", "dense"]
 Init = Literal["kaiming", "linear", "zero"]
 Layers = Literal["used", "all"]
-Heads = Literal["student", "teacher", "interpolate"]
+Heads = Literal["student", "linear", "teacher", "interpolate"]
 Grid = Literal["unshuffle", "pool"]
 Balance = Literal["per_layer", "pooled"]
 TokenRule = Literal["uniform", "attention", "attention_half", "release"]
@@ -146,8 +146,9 @@ class DistillConfig:
     anchor: the teacher that gives class-token attention (and, as a target, keeps the student near its start);
     anchor_is_target False uses it for the weights only. anchor_share: its part of the teachers' weight, the rest is
     divided among the others; it stays so if the anchor is the only target. Without the anchor the others share 1.
-    heads: `student` predicts the teachers' features from the student's, `teacher` maps the teachers' features into
-    the student's space as published, `interpolate` resizes them with no parameter.
+    heads: `student` predicts the teachers' features from the student's with a two-layer head, `linear` with one layer,
+    `teacher` maps the teachers' features into the student's space as published, `interpolate` resizes them with no
+    parameter.
     standardize: per channel, by running statistics over real images; statistics_steps: updates before they freeze.
     grid: how student-side heads see a finer teacher: its tokens stacked per student token, or averaged.
     blank_weight: the weight of pictures that stand in for none, 1 as released.
@@ -189,12 +190,16 @@ class DistillConfig:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        if self.heads == "student" and self.teacher_weights != "uniform":
+        if self.has_student_heads and self.teacher_weights != "uniform":
             raise ValueError(
                 f"teacher_weights={self.teacher_weights!r} compares teacher tokens with the anchor's class token, "
-                "so they must be in the student's space; with heads='student' they stay in the teacher's. "
+                f"so they must be in the student's space; with heads={self.heads!r} they stay in the teacher's. "
                 "Use teacher_weights='uniform', or heads='teacher'."
             )
+
+    @property
+    def has_student_heads(self) -> bool:
+        return self.heads in ("student", "linear")
 
     @property
     def needs_attention(self) -> bool:
