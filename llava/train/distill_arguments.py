@@ -164,13 +164,13 @@ class DistillArguments:
         return {name: why for name, why in idle.items() if self._is_given(name)}
 
     def _idle_beside(self, config: DistillConfig) -> dict[str, str]:
-        idle = {}
+        idle: dict[str, str] = {}
         if config.anchor not in {parse_spec(spec).name for spec in self.encoder_teachers}:
             why = f"teacher {config.anchor!r} is not distilled"
             idle |= dict.fromkeys(
                 ("kd_memory_w", "kd_clip_share", *(() if config.needs_anchor else ("kd_anchor",))), why
             )
-        if config.heads != "student":
+        if not config.has_student_heads:
             idle["kd_grid"] = f"--kd_heads is {config.heads}"
         if not config.standardize:
             idle["kd_statistics_steps"] = "teachers are not standardized"
