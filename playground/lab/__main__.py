@@ -21,10 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from llava.eval.questions import read_jsonl
-from playground.evaluate import Prior
-from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
-from playground.lab.report import Layout, write_report
+from playground.lab.arms import ARMS
+from playground.lab.report import LAYOUT, RESULTS, read_priors, write_priors, write_report
 from playground.lab.results import Row, append_row, parse_row, read_rows
 from playground.lab.run import Shared, portable, stages
 from playground.lab.world import make_shared, open_lab, read_settings
@@ -32,9 +30,7 @@ from playground.llava_data import QUESTION_SPLITS
 from playground.processes import ROOT, CommandFailed, python
 from playground.recipe import RECIPES
 
-RESULTS = "results.jsonl"
 MAIN_ARMS = ("baseline", "release", "paper", "ours")
-DRAWN = ("baseline", "experts", "truth", "release", "paper", "ours", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -125,20 +121,6 @@ class Queue:
             return process.wait()
 
 
-def layout() -> Layout:
-    compared = TABLES["Does it help"]
-    return Layout(ARMS, TABLES, "baseline", "ceiling", LADDER_RUNGS, LADDER_STEPS, compared, DRAWN)
-
-
-def priors(data: Path, split: str) -> dict[str, float]:
-    """By kind of question, the share that the best answer without looking gets right."""
-    prior = Prior(json.loads((data / "finetune.json").read_text()))
-    right: dict[str, list[bool]] = {}
-    for line in read_jsonl(data / f"{split}.jsonl"):
-        right.setdefault(line["category"], []).append(prior.answer(line["text"]) == line["answer"])
-    return {kind: sum(values) / len(values) for kind, values in right.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("playground/lab_out"))
@@ -176,11 +158,10 @@ def main() -> None:
         failed = Queue(out, [job for job in jobs if job not in done]).run(options.slots)
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on with the runs that are not finished")
-    rows = [row for row in read_rows(out / "results.jsonl") if row.world == world]
+    rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
     if rows:
-        print(
-            write_report(rows, out / "report", layout(), priors(shared.folder / "data", options.split), options.split)
-        )
+        write_priors(out, shared.folder / "data")
+        print(write_report(rows, out / "report", LAYOUT, read_priors(out, options.split), options.split))
     if failed:
         logs = "\n".join(f"  {job.name}: {out}/logs/{job.name}.txt" for job in failed)
         sys.exit(f"{len(failed)} runs failed; the same command runs them again:\n{logs}")

@@ -1,12 +1,26 @@
-"""Everything the lab says about the finished runs of one world: a page of tables, and the plots."""
+"""Everything the lab says about the finished runs of one world: a page of tables, and the plots.
 
+    python -m playground.lab.report DIR [--split validation]
+
+reads DIR/results.jsonl and DIR/priors.json, and writes DIR/report.
+"""
+
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.eval.questions import read_jsonl
+from playground.evaluate import Prior
 from playground.lab import plots
-from playground.lab.results import Row
+from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
+from playground.lab.results import Row, read_rows
 from playground.lab.tables import Arms, kinds_table, ladder_table, recovery_table, scores_table
+from playground.llava_data import QUESTION_SPLITS
+
+RESULTS, PRIORS = "results.jsonl", "priors.json"
+DRAWN = ("baseline", "experts", "truth", "release", "paper", "ours", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,26 @@ class Layout:
     paper_steps: Mapping[str, float]
     compared: Sequence[str]
     drawn: Sequence[str]
+
+
+LAYOUT = Layout(ARMS, TABLES, "baseline", "ceiling", LADDER_RUNGS, LADDER_STEPS, TABLES["Does it help"], DRAWN)
+
+
+def write_priors(folder: Path, data: Path) -> None:
+    """By split and kind of question, the share that the best answer without looking gets right."""
+    prior = Prior(json.loads((data / "finetune.json").read_text()))
+    shares: dict[str, dict[str, float]] = {}
+    for split in QUESTION_SPLITS:
+        right: dict[str, list[bool]] = {}
+        for line in read_jsonl(data / f"{split}.jsonl"):
+            right.setdefault(line["category"], []).append(prior.answer(line["text"]) == line["answer"])
+        shares[split] = {kind: sum(values) / len(values) for kind, values in right.items()}
+    (folder / PRIORS).write_text(json.dumps(shares, indent=1) + "\n")
+
+
+def read_priors(folder: Path, split: str) -> dict[str, float]:
+    shares: dict[str, dict[str, float]] = json.loads((folder / PRIORS).read_text())
+    return shares[split]
 
 
 def write_report(
@@ -98,3 +132,16 @@ def _draw(
     ):
         if plots.curve_ends(rows, drawn, prefix):
             draw(rows, drawn, arms, folder / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--split", choices=QUESTION_SPLITS, default="heldout")
+    options = parser.parse_args()
+    rows, priors = read_rows(options.folder / RESULTS), read_priors(options.folder, options.split)
+    print(write_report(rows, options.folder / "report", LAYOUT, priors, options.split))
+
+
+if __name__ == "__main__":
+    main()
