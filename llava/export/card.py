@@ -68,12 +68,16 @@ def _summary(card: Card) -> str:
     tower = public_name(card.settings["mm_vision_tower"])
     experts = " with a mixture of low-rank experts around its MLPs" if card.shape.has_experts else ""
     if card.template is None:
-        return f"The vision encoder of a LLaVA model: {tower}{experts}, {card.parameters / 1e6:,.1f} M parameters."
+        return f"The vision encoder of a LLaVA model: {tower}{experts}, {counted(card.parameters)}."
     language = backbone_of(card.settings)
     return (
-        f"A LLaVA model of {card.parameters / 1e9:,.2f} B parameters: {tower}{experts}, a projector, and a language "
+        f"A LLaVA model of {counted(card.parameters)}: {tower}{experts}, a projector, and a language "
         f"model of type {language}. Class `{card.architecture}`."
     )
+
+
+def counted(parameters: int) -> str:
+    return f"{parameters / 1e9:,.2f} B parameters" if parameters >= 1e9 else f"{parameters / 1e6:,.1f} M parameters"
 
 
 def _usage(card: Card) -> str:
@@ -136,7 +140,10 @@ def _training(card: Card) -> str:
     if history.steps is not None:
         epochs = "" if history.epochs is None else f", {history.epochs:.2f} epochs"
         rows.append(f"- Last stage: {history.steps} steps{epochs}.")
-    rows.append("- Data: not recorded in the checkpoint; name it here.")
+    data = card.settings.get("training_data")
+    rows.append(
+        f"- Data of the last stage: `{data}`." if data else "- Data: not recorded in the checkpoint; name it here."
+    )
     rows += [f"- Last logged `{name}`: {value:.4g}" for name, value in sorted(history.metrics.items())]
     return "## Training\n\n" + "\n".join(rows)
 

@@ -52,5 +52,6 @@ def public_name(name: str) -> str:
 
 
 def recipe_of(mole: MoLEConfig) -> str | None:
-    """The named recipe that these experts are of, if any."""
-    return next((name for name, recipe in MOLE_RECIPES.items() if recipe == mole), None)
+    """The named recipe that these experts are of, however many of whatever rank, if any."""
+    sizes = {"experts": mole.experts, "rank": mole.rank}
+    return next((name for name in MOLE_RECIPES if MoLEConfig.from_recipe(name, **sizes) == mole), None)

@@ -217,6 +217,7 @@ def _config_entries(
     groups = {ModelArguments: model, DataArguments: data, TrainingArguments: training}
     entries = {name: vars(group)[name] for kind, group in groups.items() for name in RECORDED[kind]}
     entries["tokenizer_model_max_length"] = training.model_max_length
+    entries["training_data"] = Path(data.data_path).name if data.data_path else None  # for the model card
     return entries | ({"kd": {"kd_mode": True}} if distills else {})
 
 

@@ -10,7 +10,8 @@ import yaml
 
 from llava.export.card import teacher_licence
 from llava.export.hf import Source, export_hf
-from llava.export.history import public_name, read_history
+from llava.export.history import public_name, read_history, recipe_of
+from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
 from tests.export.conftest import Exported, save_move_kd
 
 ROWS = [
@@ -34,14 +35,16 @@ def write_history(folder: Path) -> None:
 
 
 def test_a_trained_student_names_recipe_teachers_metrics_and_licences(tmp_path: Path) -> None:
-    source = save_move_kd(tmp_path)
+    source = save_move_kd(tmp_path, training_data="mix.json")
     write_history(source)
     export_hf(Source(str(source), device="cpu"), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     for line in (
-        "- Method: MoVE-KD. 3 experts of rank 4 per layer, gate `top1`, scale 0.25, in all layers.",
+        "- Method: MoVE-KD. 3 experts of rank 4 per layer, gate `top1`, scale 0.25, in all layers (recipe `release`).",
         "- Teachers: clip, dinov3.",
         "- Last stage: 20 steps, 0.50 epochs.",
+        "- Data of the last stage: `mix.json`.",
+        " M parameters: ",
         "- Last logged `kd/dinov3`: 0.125",
         "- Last logged `train_loss`: 3.5",
         "- Teacher dinov3: DINOv3 License (terms extend to what is made with it).",
@@ -88,3 +91,9 @@ def test_every_teachers_licence_is_known_or_left_to_its_source() -> None:
     assert teacher_licence("eva") == teacher_licence("eva02") == "MIT"
     assert teacher_licence("sam") == "Apache-2.0"
     assert teacher_licence("my-own") == "see the checkpoint that it was built from"
+
+
+def test_a_recipe_is_known_whatever_the_number_and_rank_of_its_experts() -> None:
+    for name in ("release", "paper", "ours"):
+        assert recipe_of(MoLEConfig.from_recipe(name, experts=5, rank=8)) == name
+    assert recipe_of(MoLEConfig(gate="soft")) is None
