@@ -113,6 +113,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     build_logger("model_worker", f"model_worker_{uuid.uuid4().hex[:6]}.log", redirect=False)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for every heartbeat
     logger.info("args: %s", arguments)
     if arguments.multi_modal:
         logger.warning("--multi-modal is deprecated and not needed: the checkpoint's config decides")

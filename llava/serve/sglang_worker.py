@@ -11,6 +11,7 @@ import argparse
 import base64
 import io
 import json
+import logging
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -136,6 +137,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     build_logger("model_worker", f"model_worker_{uuid.uuid4().hex[:6]}.log", redirect=False)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for every heartbeat
     logger.info("args: %s", arguments)
     try:
         controller = None if arguments.no_register else check_service(arguments.controller_address)
