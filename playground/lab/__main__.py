@@ -30,7 +30,7 @@ from playground.llava_data import QUESTION_SPLITS
 from playground.processes import ROOT, CommandFailed, python
 from playground.recipe import RECIPES
 
-MAIN_ARMS = ("baseline", "release", "paper", "ours")
+MAIN_ARMS = ("baseline", "paper", "ours", "ceiling")
 
 
 @dataclass(frozen=True)
