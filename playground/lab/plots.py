@@ -187,7 +187,7 @@ def _save(figure: Any, target: Path) -> None:
         handles, labels = axis.get_legend_handles_labels()
         labelled |= dict(zip(labels, handles, strict=True))
     if len(labelled) > 1:
-        columns = max(1, int(figure.get_figwidth() // 2.2))
+        columns = max(1, int(figure.get_figwidth() // (0.5 + 0.075 * max(map(len, labelled)))))  # inches
         figure.legend(labelled.values(), labelled, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
     figure.savefig(target, dpi=140)
     plt.close(figure)

@@ -85,13 +85,13 @@ def _sections(rows: Sequence[Row], run: set[str], layout: Layout, priors: Mappin
     shown = list(dict.fromkeys(name for names in layout.tables.values() for name in names))
     sections = [_preface(rows, split)]
     for title, names in layout.tables.items():
-        if run & set(names):
+        if len(run & set(names)) > 1:
             sections += [f"## {title}", scores_table(rows, names, arms, split)]
     sections += ["## By kind of question", kinds_table(rows, shown, arms, priors, split)]
     if {layout.baseline, layout.ceiling} <= run:
         gap = recovery_table(rows, layout.compared, arms, layout.baseline, layout.ceiling, split)
         sections += ["## Share of the gap recovered", gap]
-    if run & set(layout.ladder):
+    if len(run & set(layout.ladder)) > 2:
         ladder = ladder_table(rows, layout.ladder, arms, layout.paper_steps, split)
         sections += ["## The paper's ladder", ladder]
     return sections
