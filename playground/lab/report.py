@@ -91,7 +91,7 @@ def _sections(rows: Sequence[Row], run: set[str], layout: Layout, priors: Mappin
     if {layout.baseline, layout.ceiling} <= run:
         gap = recovery_table(rows, layout.compared, arms, layout.baseline, layout.ceiling, split)
         sections += ["## Share of the gap recovered", gap]
-    if len(run & set(layout.ladder)) > 2:
+    if len(run & set(layout.ladder)) > 1:
         ladder = ladder_table(rows, layout.ladder, arms, layout.paper_steps, split)
         sections += ["## The paper's ladder", ladder]
     return sections
