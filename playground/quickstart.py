@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ LANGUAGE = ("world", "language")
 CLIP = ("world", "clip")
 LM_LOSS = "lm"  # the name of the language model's term in the log of a distilling run
 TEACHERS = ("world", "teachers")
+CACHE = ("world", "data", "language", "clip", "teachers", "distill")
 STAGE1 = ("world", "data", "language", "clip", "pretrain")
 SLOTS = 2  # commands at a time
 MOST_THREADS = 4  # of one command; more do not help networks this small
@@ -102,9 +104,9 @@ class Pipeline:
     def finish(self, name: str, seconds: float) -> None:
         self.stamps.finish(name, self._fingerprint(name), seconds)
 
-    def piece(self, name: str, title: str, parts: tuple[str, ...], total: int) -> Step:
+    def piece(self, name: str, title: str, parts: tuple[str, ...], total: int, needs: tuple[str, ...] = ()) -> Step:
         arguments = python("playground.make", name, "--recipe", self.recipe.name, "--out", str(self.out))
-        return Step(name, title, self.out / name, parts, arguments, total)
+        return Step(name, title, self.out / name, parts, arguments, total, needs)
 
     def teacher(self, kind: str) -> Step:
         target, training = self.out / "teachers" / kind, self.recipe.teachers.of(kind)
@@ -118,7 +120,7 @@ class Pipeline:
         parts = (*STAGE1, "teachers", "distill") if arm.distills else STAGE1
         extra = distill_flags(self.out, recipe) if arm.distills else []
         early = EARLY_TOWER if arm.distills else ()
-        taught = tuple(f"teacher-{kind}" for kind in recipe.distill.teachers) if arm.distills else ()
+        taught = ("cache",) if arm.distills else ()
         files = {"--model": second, "--data": self.out / "data", "--to": arm.result(self.out)}
         flags = [part for flag, path in files.items() for part in (flag, str(path))]
         return [
@@ -154,11 +156,13 @@ class Pipeline:
 
 def run(out: Path, recipe: Recipe) -> None:
     pipeline = Pipeline(out, recipe)
+    taught = [f"teacher-{kind}" for kind in recipe.distill.teachers]
     pieces = [
         pipeline.piece("language", "Language model", LANGUAGE, recipe.language.steps),
         pipeline.piece("clip", "CLIP", CLIP, recipe.clip.steps),
         pipeline.piece("data", "World", DATA, recipe.data.pictures),
         *(pipeline.teacher(kind) for kind in recipe.distill.teachers),
+        pipeline.piece("cache", "What the teachers say", CACHE, 0, ("data", "language", "clip", *taught)),
     ]
     pipeline.run([*pieces, *(step for arm in ARMS for step in pipeline.arm(arm))])
 
@@ -240,6 +244,7 @@ def main() -> None:
     if options.fresh and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is stopped too
     try:
         run(out, RECIPES[options.recipe])
         report(out, RECIPES[options.recipe])

@@ -77,6 +77,7 @@ def distill_flags(out: Path, recipe: Recipe) -> list[str]:
         "moe_encoder_num_experts": recipe.distill.experts,
         "moe_encoder_lora_rank": recipe.distill.rank,
         "tune_encoder": True,
+        "teacher_cache": out / "cache",
     }
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     return ["--encoder_teachers", "clip", *teacher_specs(out, recipe), *flags]

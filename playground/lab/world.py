@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from llava.train.cache_teachers import cache_teachers
+from playground.features import write_cache
 from playground.lab.arms import TEACHERS
 from playground.lab.plugins.truth import write_labels
 from playground.lab.run import Shared, add_plugins
 from playground.make import make_piece
 from playground.processes import Command, python, run_side_by_side
 from playground.recipe import RECIPES, Recipe
-from playground.stages import pretrain_flags
 from playground.steps import Stamps
 from playground.teachers import KINDS, label_cells, label_patches
 from playground.world import draw_scenes, render
@@ -131,7 +130,9 @@ def make(piece: str, shared: Shared) -> None:
     if piece == "truth":
         write_truth(shared)
     elif piece == "cache":
-        write_cache(shared)
+        add_plugins()
+        specs = [shared.teacher(kind) for kind in (*TEACHERS, "sam", "truth")]
+        write_cache(shared.folder, shared.recipe, specs, shared.cache)
     else:
         kind, _, teacher = piece.partition("-")
         make_piece("teachers" if teacher else kind, shared.recipe, shared.folder, [teacher] if teacher else [])
@@ -154,17 +155,6 @@ def spread(labels: Mapping[str, torch.Tensor], side: int) -> dict[str, torch.Ten
     """Labels of cells (S, 9) as labels of patches (S, side * side)."""
     grids = {name: values.view(-1, 1, 3, 3).float() for name, values in labels.items()}
     return {n: torch.nn.functional.interpolate(g, (side, side)).long().flatten(1) for n, g in grids.items()}
-
-
-def write_cache(shared: Shared) -> None:
-    """What every teacher says of every training picture, as scripts/cache_teachers.py writes it."""
-    add_plugins()
-    specs = [shared.teacher(kind) for kind in (*TEACHERS, "sam", "truth")]
-    own = ["--teacher_cache", str(shared.cache), "--batch_size", "64", "--num_workers", "1"]
-    flags = pretrain_flags(shared.folder, shared.recipe, shared.folder / "unused")
-    for name, template in (("pretrain", "plain"), ("finetune", "v1")):
-        data = ["--data_path", str(shared.folder / "data" / f"{name}.json"), "--version", template]
-        cache_teachers([*flags, *data, "--encoder_teachers", *specs, *own])
 
 
 def main() -> None:
