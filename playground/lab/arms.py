@@ -128,6 +128,16 @@ RIVALS = (
     change(OURS, "dropping", "teachers dropped at random", "--kd_objectives teacher_dropping=4"),
     change(OURS, "balanced", "every teacher pulls equally hard", "--kd_objectives balanced_mse=1"),
 )
+UNCLIPPED = tuple(
+    replace(
+        arm,
+        name=f"{arm.name}-unclipped",
+        title=f"{arm.title}, gradients not clipped",
+        against=against,
+        flags=(*arm.flags, "--max_grad_norm", "0"),
+    )
+    for arm, against in ((BASELINE, "baseline"), (PAPER, "baseline-unclipped"), (OURS, "baseline-unclipped"))
+)
 EVEN = "--kd_token_weights uniform --kd_teacher_weights uniform"
 LADDER = (
     replace(
@@ -173,7 +183,8 @@ TUNING = (
     ),
 )
 ARMS: Mapping[str, Arm] = {
-    arm.name: arm for arm in (*CONTROLS, *RECIPES, *PARTS, *TEACHING, *WEIGHTS, *SIZES, *RIVALS, *LADDER, *TUNING)
+    arm.name: arm
+    for arm in (*CONTROLS, *RECIPES, *PARTS, *TEACHING, *WEIGHTS, *SIZES, *UNCLIPPED, *RIVALS, *LADDER, *TUNING)
 }
 
 
@@ -188,6 +199,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "Which teachers": ("ours", *names(TEACHING)),
     "Weights": ("ours", *names(WEIGHTS)),
     "Budget and data": names(SIZES),
+    "Gradients not clipped": ("baseline", *names(UNCLIPPED)),
     "What others do": ("ours", *names(RIVALS)),
     "Tuning the baseline": ("baseline", *names(TUNING)),
 }
