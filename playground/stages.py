@@ -61,11 +61,15 @@ def shared_flags(out: Path, stage: StageTraining, output: Path) -> list[str]:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
+def teacher_spec(out: Path, recipe: Recipe, kind: str) -> str:
+    """A teacher of the playground, as `--encoder_teachers` of training and `--teachers` of the demo take it."""
+    folder = out / "teachers" / kind
+    return f"{kind}:path={folder / EVA_FILE if kind == 'eva' else folder},size={recipe.world.side}"
+
+
 def teacher_specs(out: Path, recipe: Recipe) -> list[str]:
-    """The teachers beside CLIP, as `--encoder_teachers` of training and `--teachers` of the demo take them."""
-    folders = {kind: out / "teachers" / kind for kind in recipe.distill.teachers}
-    paths = {kind: folder / EVA_FILE if kind == "eva" else folder for kind, folder in folders.items()}
-    return [f"{kind}:path={path},size={recipe.world.side}" for kind, path in paths.items()]
+    """Those beside CLIP."""
+    return [teacher_spec(out, recipe, kind) for kind in recipe.distill.teachers]
 
 
 def distill_flags(out: Path, recipe: Recipe) -> list[str]:

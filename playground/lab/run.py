@@ -31,8 +31,7 @@ from playground.lab.ceiling import TeachersTower
 from playground.lab.results import Row
 from playground.llava_data import QUESTION_SPLITS
 from playground.recipe import Recipe, StageTraining
-from playground.stages import EARLY_TOWER, finetune_flags, pretrain_flags
-from playground.teachers import EVA_FILE
+from playground.stages import EARLY_TOWER, finetune_flags, pretrain_flags, teacher_spec
 
 PLUGINS = Path(__file__).with_name("plugins")
 PARTS = {
@@ -59,11 +58,7 @@ class Shared:
 
     def teacher(self, kind: str) -> str:
         """Its spec, as `--encoder_teachers` takes it."""
-        if kind == "clip":
-            return "clip"
-        folder = self.folder / "teachers" / kind
-        path = folder / EVA_FILE if kind == "eva" else folder
-        return f"{kind}:path={path},size={self.recipe.world.side}"
+        return kind if kind == "clip" else teacher_spec(self.folder, self.recipe, kind)
 
 
 def add_plugins() -> None:

@@ -35,7 +35,7 @@ PIECES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (DATA, ()),
     **{f"teacher-{kind}": (("world", "teachers"), ()) for kind in KINDS},
     "truth": (DATA, ("data",)),
-    "cache": ((*DATA, "clip", "teachers"), ("truth", "clip", *(f"teacher-{kind}" for kind in KINDS))),
+    "cache": ((*DATA, "clip", "teachers"), ("truth", "language", "clip", *(f"teacher-{kind}" for kind in KINDS))),
 }
 DECISIVE = ("world", "data", "language", "clip", "teachers", "pretrain", "finetune")
 
