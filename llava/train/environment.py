@@ -37,6 +37,13 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def leave_processes() -> None:
+    """Leave the process group once every process is done: at exit, an open one may abort the program."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def use_cache(directory: str) -> None:
     """Keep downloaded weights in `directory` from now on."""
     huggingface_hub.constants.HF_HUB_CACHE = directory

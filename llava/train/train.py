@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from llava.train.arguments import parse_run
 from llava.train.build import build_data, build_distiller, build_teachers, build_tokenizer, set_precision
-from llava.train.environment import say, use_cache, world_size
+from llava.train.environment import leave_processes, say, use_cache, world_size
 from llava.train.errors import readable_errors, resumable
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run_config import Run
@@ -56,6 +56,7 @@ def announce(run: Run, trainer: LLaVATrainer) -> None:
 def main(attn_implementation: str | None = None) -> None:
     with readable_errors():
         train(attn_implementation)
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
+from llava.train.environment import leave_processes
+
 MODELS: dict[str, tuple[str, str, bool, list[str]]] = {
     # lmms-eval 0.7.3 cannot score its own wrapper's loglikelihood: it turns the pair into a string.
     "llava": ("llava", "device_map=auto", True, ["tiny_vqa"]),
@@ -78,6 +80,7 @@ def main() -> None:
         answers[name] = compare_losses(checkpoint) if name == "losses" else evaluate(name, folder, checkpoint)
     if all(answer is not None for answer in answers.values()):
         output.write_text(json.dumps(answers))
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.checkpoint_gather import copy_into, is_main_process, is_partitioned
 from llava.model.checkpoint_names import fit_expert_layers, publish_experts
-from llava.train.environment import prepare_deepspeed
+from llava.train.environment import leave_processes, prepare_deepspeed
 
 SETTINGS = {
     "train_micro_batch_size_per_gpu": 1,
@@ -51,8 +51,7 @@ def main(checkpoint: Path, out: Path) -> None:
         assert all(torch.equal(tensor, source.get(name, tower.get(name))) for name, tensor in saved.items())
         (out / "done").touch()
     del keep_alive
-    # A process that exits with the group still up is aborted by gloo's threads now and then.
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

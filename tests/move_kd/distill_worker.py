@@ -17,6 +17,7 @@ from llava.constants import IMAGE_TOKEN_INDEX  # noqa: E402
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig, MoLEConfig  # noqa: E402
 from llava.model.multimodal_encoder.move_kd.distiller import Distiller  # noqa: E402
 from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures  # noqa: E402
+from llava.train.environment import leave_processes  # noqa: E402
 from tests.move_kd.fakes import teachers  # noqa: E402
 from tests.tiny import NUM_PATCHES, VISION_WIDTH, tiny_images, tiny_llava  # noqa: E402
 
@@ -106,6 +107,7 @@ def main() -> None:
         "half": train(3, folder / "half", half=True),
     }
     (folder / "report.json").write_text(json.dumps(report))
+    leave_processes()
 
 
 if __name__ == "__main__":

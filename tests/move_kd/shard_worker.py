@@ -15,6 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enab
 
 from llava.model.multimodal_encoder.move_kd.teachers import build_teachers, shard_teachers  # noqa: E402
 from llava.model.multimodal_encoder.move_kd.teachers._sharded import ShardedTeacher  # noqa: E402
+from llava.train.environment import leave_processes  # noqa: E402
 
 CONFIG = {
     "train_micro_batch_size_per_gpu": 2,
@@ -63,3 +64,4 @@ if __name__ == "__main__":
     deepspeed.init_distributed(dist_backend="gloo" if not torch.cuda.is_available() else "nccl")
     result = run(sys.argv[2:])
     Path(sys.argv[1], f"rank{os.environ['RANK']}.json").write_text(json.dumps(result))
+    leave_processes()
