@@ -112,6 +112,7 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         self.model = model.eval()
+        self.settings = model.config.to_dict()
         self.image_processor = image_processor
         self.context_length = context_length
         self.name = name
@@ -205,7 +206,7 @@ class Chat:
     @property
     def prompt_limit(self) -> int:
         """Tokens of the longest prompt that reaches the model whole; what is longer would be cut at its end."""
-        cut = self.model.config.to_dict().get("tokenizer_model_max_length")
+        cut = self.settings.get("tokenizer_model_max_length")
         return min(self.context_length, int(cut)) if cut else self.context_length
 
     def room(self, inputs: dict[str, Any]) -> int:
@@ -293,6 +294,6 @@ def _streamed(generate: Callable[[], None], streamer: TextIteratorStreamer, canc
 def image_prefix(chat: Chat, count: int) -> str:
     """`count` image tokens, each on a line of its own, wrapped as the checkpoint was trained."""
     token = DEFAULT_IMAGE_TOKEN
-    if chat.model.config.to_dict().get("mm_use_im_start_end"):
+    if chat.settings.get("mm_use_im_start_end"):
         token = DEFAULT_IM_START_TOKEN + token + DEFAULT_IM_END_TOKEN
     return (token + "\n") * count

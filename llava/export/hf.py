@@ -41,7 +41,7 @@ def export_hf(source: Source, output: str | Path) -> list[Finding]:
     chat = source.load()
     check_exportable(chat.model)
     conversation: Conversation = conv_templates[chat.template]
-    template = jinja_template(conversation, bool(chat.model.config.to_dict().get("mm_use_im_start_end")))
+    template = jinja_template(conversation, bool(chat.settings.get("mm_use_im_start_end")))
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
     expected = record(chat)
@@ -51,7 +51,7 @@ def export_hf(source: Source, output: str | Path) -> list[Finding]:
     write_generation_settings(chat.model.generation_config, conversation, tokenizer, directory)
     card = Card(
         name=source.model_path,
-        settings=chat.model.config.to_dict(),
+        settings=chat.settings,
         shape=Shape.of(chat.model),
         architecture=config.architectures[0],
         parameters=chat.model.num_parameters(),
