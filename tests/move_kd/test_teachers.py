@@ -24,7 +24,8 @@ from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teach
 from llava.model.multimodal_encoder.move_kd.teachers.eva02 import EvaBackbone, EvaConfig
 from llava.model.multimodal_encoder.move_kd.teachers.pix2struct import flatten_patches, standardize
 from llava.model.multimodal_encoder.move_kd.teachers.sam import upstream_layout
-from llava.model.multimodal_encoder.move_kd.types import View
+from llava.model.multimodal_encoder.move_kd.types import ImageSpec, View
+from tests.pixels import standardized
 from tests.tiny_teachers import CASES, make_case
 
 
@@ -61,6 +62,16 @@ def test_teacher_is_frozen_stays_in_eval_mode_and_gives_no_gradient(name: str, t
     features = teacher(pixels_for(teacher))
     assert not features.patches.requires_grad
     assert not features.patches.is_inference()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_pixels_are_standardized_and_rounded_once(dtype: torch.dtype, tmp_path: Path) -> None:
+    teacher = only(make_case("eva", tmp_path), dtype=dtype)
+    prepared = pixels_for(teacher)
+    assert isinstance(teacher.source, ImageSpec)
+    expected, found = standardized(prepared, teacher.source), teacher.normalize(prepared)  # type: ignore[attr-defined]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ from llava.model.multimodal_encoder.move_kd.types import ImageSpec
 from llava.train.data_config import DataConfig
 from llava.train.views import read_geometry, student_views
 from tests.parity.vectors import Case, cases
+from tests.pixels import standardized
 
 CASES = [case for case in cases("J_teachers") if "student_size" in case.meta]
 assert CASES
@@ -30,7 +31,7 @@ def teacher_pixels(case: Case, layout: str, spec: ImageSpec) -> torch.Tensor:
     """(M, 3, S, S): each picture as a teacher with this spec gets it."""
     config, geometry = DataConfig(image_aspect_ratio=layout), read_geometry(processor(case))
     views = [view.view for image in pictures(case) for view in student_views(image, config, geometry)]
-    return spec.normalize(torch.stack([spec.prepare(view) for view in views]))
+    return standardized(torch.stack([spec.prepare(view) for view in views]), spec)
 
 
 @pytest.mark.parametrize("layout", ["pad", "square"])
