@@ -87,6 +87,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
+def has_weights(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory or hub repository holds a whole checkpoint."""
+    return not Path(path).is_file() and any(find_file(path, name) is not None for name in WEIGHT_FILES)
+
+
 def find_weight_files(path: str | os.PathLike[str]) -> list[Path]:
     """The files that together hold a checkpoint's tensors: a file as it is, else by the usual names.
 

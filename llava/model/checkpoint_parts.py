@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,15 +10,25 @@ from transformers.utils import logging
 
 from llava.model.checkpoint_check import may_be_left_over
 from llava.model.checkpoint_gather import copy_into, full_shape
-from llava.model.checkpoint_io import CheckpointError, find_file, find_weight_files, read_tensors
+from llava.model.checkpoint_io import (
+    CheckpointError,
+    find_file,
+    find_weight_files,
+    has_weights,
+    read_state_dict,
+    read_tensors,
+)
 from llava.model.checkpoint_names import (
     MOLE_NAME,
     NEWLINE,
     PROJECTOR,
+    TOWER,
     WRAPPERS,
     canonical_name,
+    fit_expert_layers,
     projector_names,
     stack_experts,
+    upgrade_state_dict,
 )
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -86,8 +96,10 @@ def published_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Fill a student's or a distiller's parts from `path` (a directory or one file); returns the parts filled.
 
-    A model without adapters leaves encoder_adapter.bin alone. Of adapters, those of teachers that are on both sides
-    are filled, and a warning names the others. Works on parameters partitioned by ZeRO-3; every rank must call it then.
+    Of a directory that holds a whole student, as a stage that trains the tower writes it, the vision tower is one of
+    them, with its experts; the language model never is. A model without adapters leaves encoder_adapter.bin alone. Of
+    adapters, those of teachers that are on both sides are filled, and a warning names the others. Works on parameters
+    partitioned by ZeRO-3; every rank must call it then.
     Raises CheckpointError naming tensors that are missing, not known, or of the wrong shape.
     """
     owned = {canonical_name(WRAPPERS.sub("", name)): parameter for name, parameter in _named_tensors(model)}
@@ -102,7 +114,20 @@ def load_parts(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             state, targets = _of_shared_teachers(state, targets, file)
         copy_into(targets, _fitting(state, targets, part, file))
         filled.append(part)
+    if has_weights(path):
+        targets = {name: tensor for name, tensor in owned.items() if name.startswith(TOWER)}
+        state = read_trained_tower(path, targets)
+        if not any(MOLE_NAME.search(name) for name in state):  # experts that the file knows nothing of start anew
+            targets = {name: tensor for name, tensor in targets.items() if not MOLE_NAME.search(name)}
+        copy_into(targets, _fitting(state, targets, "vision tower", Path(path)))
+        filled.append("vision_tower")
     return filled
+
+
+def read_trained_tower(path: str | os.PathLike[str], expected: Collection[str]) -> dict[str, Tensor]:
+    """The vision tower of a whole student, by the names that are expected of it."""
+    state = upgrade_state_dict(read_state_dict(path))
+    return fit_expert_layers({name: tensor for name, tensor in state.items() if name.startswith(TOWER)}, expected)
 
 
 def load_own_adapters(model: nn.Module, path: str | os.PathLike[str]) -> bool:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llava.model.builder import load_pretrained_model
-from llava.model.checkpoint import read_state_dict
+from llava.model.checkpoint import read_state_dict, read_tower
 from llava.train.resume import checkpoints, last_checkpoint
 from tests.tiny_teachers import make_eva
 from tests.train.runs import RUN_FLAGS, STAGE_ONE, STAGE_TWO, World, command_line, losses, train_in_process, train_tiny
@@ -187,6 +187,24 @@ def test_new_image_tokens_are_trained_with_the_projector_and_handed_on(
     frozen = {"init_from": first, "mm_tunable_parts": "mm_vision_tower", "data_path": world.folder / "chats.json"}
     second = train_tiny(world, tmp_path / "second", monkeypatch, STAGE_TWO, tokens, frozen)
     assert torch.equal(read_state_dict(second)["model.embed_tokens.weight"][900:], table[900:])
+
+
+@pytest.mark.parametrize("distilled", [False, True], ids=["plain", "experts"])
+def test_a_tower_that_stage_one_trained_is_handed_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: bool
+) -> None:
+    distill = _distill_flags(world, tmp_path) if distilled else {}
+    parts = {"mm_tunable_parts": "mm_mlp_adapter,mm_vision_tower", "max_steps": 2}
+    first = train_tiny(world, tmp_path / "first", monkeypatch, STAGE_ONE, distill, parts)
+    still = {"mm_tunable_parts": "mm_language_model", "tune_encoder": False, "tune_encoder_adapter": False}
+    flags = {"data_path": world.folder / "chats.json", "init_from": first, "max_steps": 1}
+    second = train_tiny(world, tmp_path / "second", monkeypatch, STAGE_TWO, distill, still, flags)
+    before, after = read_state_dict(first), read_state_dict(second)
+    tower = [name for name in after if "vision_tower" in name]
+    assert distilled == any(".moe_down." in name for name in tower)
+    assert all(torch.equal(after[name], before[name]) for name in tower)
+    pretrained = read_tower(str(world.folder / "clip-tiny"))
+    assert any(not torch.equal(after[name], tensor) for name, tensor in pretrained.items() if name in after)
 
 
 def _distill_flags(world: World, folder: Path, *, recipe: str = "ours") -> dict[str, Any]:
