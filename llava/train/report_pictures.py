@@ -20,6 +20,7 @@ from llava.train.report_figures import save_figure
 from llava.visualize import css_color, expert_color, expert_colors, heat_colors, overlay, pca_colors
 
 SHOWN_LAYERS = 4
+TEACHERS_ABREAST = 4
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,23 @@ def draw_encoder(looks: Sequence[Look], target: Path) -> None:
 def draw_teachers(looks: Sequence[Look], target: Path) -> None:
     """A row per picture: the student's features, and each teacher beside the student's prediction of it. The two of a
     pair share their colors, so equal colors mean equal features; colors of different pairs mean nothing together."""
-    rows = []
-    for look in looks:
-        cells = {"picture": Cell(look.picture), "student": Cell(image_of(pca_colors(look.patches, look.grid)))}
-        for name, (features, prediction, grid) in look.teachers.items():
-            if prediction is None:
-                cells[name] = Cell(image_of(pca_colors(features, grid)))
-                continue
-            both = pca_colors(torch.cat([features, prediction]), (2 * grid[0], grid[1]))
-            cosine = F.cosine_similarity(features, prediction, dim=-1).mean()
-            cells[name] = Cell(image_of(both[: grid[0]]))
-            cells[f"student as {name}"] = Cell(image_of(both[grid[0] :]), f"cosine {cosine:.2f}")
-        rows.append(cells)
-    draw_grid(rows, target)
+    names = list(dict.fromkeys(name for look in looks for name in look.teachers))
+    bands = [names[start : start + TEACHERS_ABREAST] for start in range(0, len(names), TEACHERS_ABREAST)]
+    draw_grid([_beside_teachers(look, band) for band in bands for look in looks], target)
+
+
+def _beside_teachers(look: Look, names: Sequence[str]) -> dict[str, Cell]:
+    cells = {"picture": Cell(look.picture), "student": Cell(image_of(pca_colors(look.patches, look.grid)))}
+    for name in names:
+        features, prediction, grid = look.teachers[name]
+        if prediction is None:
+            cells[name] = Cell(image_of(pca_colors(features, grid)))
+            continue
+        both = pca_colors(torch.cat([features, prediction]), (2 * grid[0], grid[1]))
+        cosine = F.cosine_similarity(features, prediction, dim=-1).mean()
+        cells[name] = Cell(image_of(both[: grid[0]]))
+        cells[f"student as {name}"] = Cell(image_of(both[grid[0] :]), f"cosine {cosine:.2f}")
+    return cells
 
 
 def image_of(colors: np.ndarray) -> Image.Image:
@@ -87,20 +92,22 @@ def image_of(colors: np.ndarray) -> Image.Image:
 
 
 def draw_grid(rows: Sequence[Mapping[str, Cell]], target: Path, experts: int = 0) -> None:
-    """Pictures in rows, the titles over the first, captions below each. experts: so many have a color to explain."""
+    """Pictures in rows, titles where they change from row to row, captions below each. experts: so many have a color to explain."""
     columns = max(len(row) for row in rows)
-    height = 1.95 * len(rows) + 0.3 + 0.3 * (experts > 0)
+    height = 2.1 * len(rows) + 0.3 + 0.3 * (experts > 0)
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.75 * columns, height), squeeze=False)
+    above: list[str] = []
     for index, row in enumerate(rows):
         for axis, (title, (image, caption)) in zip(axes[index], row.items(), strict=False):
             smooth_small = "nearest" if image.width < 64 else "antialiased"
             axis.imshow(np.asarray(image), interpolation=smooth_small)
             axis.text(0.5, -0.03, caption, transform=axis.transAxes, ha="center", va="top", fontsize=7.5)
-            if index == 0:
+            if list(row) != above:
                 axis.set_title(title, fontsize=8.5)
+        above = list(row)
     for axis in axes.flat:
         axis.axis("off")
     if experts:
         handles = [Patch(color=css_color(expert_color(index)), label=f"expert {index}") for index in range(experts)]
         figure.legend(handles=handles, loc="lower center", ncols=min(experts, 8), frameon=False, fontsize=8)
-    save_figure(figure, target, pad=0.4, bottom=0.3 / height if experts else 0.0)
+    save_figure(figure, target, pad=0.9, bottom=0.3 / height if experts else 0.0)

@@ -12,7 +12,7 @@ from PIL import Image
 from llava.train.arguments import parse_run
 from llava.train.report import FOLDER, load_tower, main, pick_items, read_history, write_report
 from llava.train.report_figures import curve, is_term, layer_table, panels_of
-from llava.train.report_pictures import Look, chosen_layers
+from llava.train.report_pictures import Look, chosen_layers, draw_teachers
 from tests.train.distillation.conftest import Lab
 from tests.train.runs import command_line
 
@@ -115,6 +115,18 @@ def test_a_page_needs_neither_log_nor_class_token_nor_experts(tmp_path: Path) ->
     page = write_report([], [look], tmp_path)
     assert "no log" in page.read_text()
     assert figures_in(tmp_path) == {"report.md", "encoder.png"}
+
+
+def test_many_teachers_are_drawn_in_bands(tmp_path: Path) -> None:
+    features = (torch.randn(16, 8), torch.randn(16, 8), (4, 4))
+    sizes = {}
+    for count in (4, 10):
+        teachers = {f"teacher{index}": features for index in range(count)}
+        look = Look(Image.new("RGB", (28, 28)), (4, 4), torch.randn(16, 8), None, teachers=teachers)
+        draw_teachers([look], tmp_path / "teachers.png")
+        sizes[count] = Image.open(tmp_path / "teachers.png").size
+    assert sizes[10][0] < 1.1 * sizes[4][0]
+    assert sizes[10][1] > 2.5 * sizes[4][1]
 
 
 def test_pictures_are_spread_over_the_data_and_blanks_left_out() -> None:
