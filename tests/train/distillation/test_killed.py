@@ -1,5 +1,6 @@
 """Distilling runs that are killed at a random step go on to the same losses and files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,14 @@ def test_two_processes_under_zero2(world: World, teachers: dict[str, str], tmp_p
     run_whole_and_killed(world, tmp_path, _command(world, PRETRAIN, flags), 2)
 
 
+@pytest.mark.parametrize("pictures", [1, 2])
 def test_two_processes_under_zero3_with_sharded_teachers_and_one_without_pictures(
-    world: World, teachers: dict[str, str], pretrained: Path, tmp_path: Path
+    pictures: int, world: World, teachers: dict[str, str], pretrained: Path, tmp_path: Path
 ) -> None:
     flags = {
         "encoder_teachers": ["clip", teachers["eva"]],
         "init_from": pretrained,
-        "data_path": one_rank_without_pictures(world, tmp_path),
+        "data_path": with_pictures(pictures, one_rank_without_pictures(world, tmp_path)),
         "deepspeed": "scripts/zero3.json",
         "shard_teachers": True,
         "image_aspect_ratio": "anyres",
@@ -58,6 +60,20 @@ def test_two_processes_under_zero3_with_sharded_teachers_and_one_without_picture
         "model_max_length": 256,
     }
     run_whole_and_killed(world, tmp_path, _command(world, FINETUNE, flags), 2)
+
+
+def with_pictures(count: int, path: Path) -> Path:
+    """The same records, where every other sample with a picture has `count` of them."""
+    records = json.loads(path.read_text())
+    seen = [record for record in records if "image" in record]
+    for index, record in enumerate(seen):
+        if count > 1 and index % 2:
+            others = [seen[(index + step) % len(seen)]["image"] for step in range(1, count)]
+            names = [name if isinstance(name, str) else name[0] for name in others]
+            record["image"] = [record["image"], *names]
+            record["conversations"][0]["value"] = "<image>\n" * (count - 1) + record["conversations"][0]["value"]
+    path.write_text(json.dumps(records))
+    return path
 
 
 def _command(world: World, stage: dict[str, Any], flags: dict[str, Any]) -> list[str]:
