@@ -17,6 +17,7 @@ from tests.train.runs import (
 )
 
 pytestmark = pytest.mark.slow
+QLORA = {"tune_all": False, "finetune": False, "lora_enable": True, "lora_r": 4, "lora_alpha": 8, "bits": 4}
 
 
 def test_one_process_with_dropout_and_accumulation(world: World, teachers: dict[str, str], tmp_path: Path) -> None:
@@ -60,6 +61,19 @@ def test_two_processes_under_zero3_with_sharded_teachers_and_one_without_picture
         "model_max_length": 256,
     }
     run_whole_and_killed(world, tmp_path, _command(world, FINETUNE, flags), 2)
+
+
+@pytest.mark.parametrize("engine", [{}, {"deepspeed": "scripts/zero2.json"}], ids=["ddp", "zero2"])
+def test_two_processes_with_qlora_beside_experts(
+    engine: dict[str, Any], world: World, teachers: dict[str, str], pretrained: Path, tmp_path: Path
+) -> None:
+    flags = {
+        "encoder_teachers": ["clip", teachers["eva"]],
+        "init_from": pretrained,
+        "data_path": world.folder / "chats.json",
+        **engine,
+    }
+    run_whole_and_killed(world, tmp_path, _command(world, FINETUNE, QLORA | flags), 2)
 
 
 def with_pictures(count: int, path: Path) -> Path:
