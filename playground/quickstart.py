@@ -119,7 +119,6 @@ class Pipeline:
         recipe, first, second = self.recipe, arm.stage(self.out, 1), arm.stage(self.out, 2)
         parts = (*STAGE1, "teachers", "distill") if arm.distills else STAGE1
         extra = distill_flags(self.out, recipe) if arm.distills else []
-        early = EARLY_TOWER if arm.distills else ()
         taught = ("cache",) if arm.distills else ()
         files = {"--model": second, "--data": self.out / "data", "--to": arm.result(self.out)}
         flags = [part for flag, path in files.items() for part in (flag, str(path))]
@@ -129,7 +128,7 @@ class Pipeline:
                 f"{arm.name}, stage 1",
                 first,
                 parts,
-                [*launcher(), *pretrain_flags(self.out, recipe, first), *extra, *early],
+                [*launcher(), *pretrain_flags(self.out, recipe, first), *extra, *EARLY_TOWER],
                 recipe.pretrain.steps,
                 ("data", "language", "clip", *taught),
             ),

@@ -92,7 +92,8 @@ def image_of(colors: np.ndarray) -> Image.Image:
 
 
 def draw_grid(rows: Sequence[Mapping[str, Cell]], target: Path, experts: int = 0) -> None:
-    """Pictures in rows, titles where they change from row to row, captions below each. experts: so many have a color to explain."""
+    """Pictures in rows, titles where they change from row to row, captions below each. experts: so many have a color to
+    explain."""
     columns = max(len(row) for row in rows)
     height = 2.1 * len(rows) + 0.3 + 0.3 * (experts > 0)
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.75 * columns, height), squeeze=False)

@@ -34,7 +34,7 @@ class Arm:
 EXPERTS = "--moe_encoder True --tune_encoder True --moe_encoder_num_experts 3 --moe_encoder_lora_rank 8"
 NO_EXPERTS = "--moe_encoder False"
 TEACHERS = ("clip", "eva", "convnext")
-OURS = Arm("ours", "ours", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "ours"), "early")
+OURS = Arm("ours", "ours", "baseline-early", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "ours"), "early")
 PAPER = Arm("paper", "as the paper says", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "paper"))
 
 
@@ -52,17 +52,18 @@ def change(arm: Arm, name: str, title: str, flags: str = "", **other: Any) -> Ar
 
 
 BASELINE = Arm("baseline", "LLaVA, tower trained in stage 2", None)
+EARLY = Arm("baseline-early", "LLaVA, tower trained in both stages", tower="early")
 CONTROLS = (
     BASELINE,
+    EARLY,
     Arm("frozen", "LLaVA, tower frozen", tower="frozen"),
-    Arm("experts", "experts, no teachers", flags=tuple(EXPERTS.split())),
-    replace(
-        BASELINE, name="baseline-early", title="LLaVA, tower trained in both stages", against="baseline", tower="early"
-    ),
-    Arm("baseline-time", "LLaVA, as much processor time as ours", length=1.4),
+    Arm("experts", "experts, no teachers", "baseline-early", flags=tuple(EXPERTS.split()), tower="early"),
+    Arm("baseline-time", "LLaVA, as much processor time as ours", length=1.55),
+    Arm("early-time", "LLaVA, tower trained in both stages, as much processor time as ours", tower="early", length=1.3),
     Arm(
         "truth",
         "the teachers' labels themselves, no teachers",
+        "baseline-early",
         teachers=("clip", "truth"),
         flags=without_experts(OURS),
         tower="early",
@@ -72,6 +73,13 @@ CONTROLS = (
 RECIPES = (
     Arm("release", "as released", "baseline", TEACHERS, (*EXPERTS.split(), "--kd_recipe", "release")),
     PAPER,
+    replace(
+        PAPER,
+        name="paper-early",
+        title="as the paper says, tower trained in both stages",
+        against="baseline-early",
+        tower="early",
+    ),
     OURS,
 )
 PARTS = (
@@ -95,7 +103,7 @@ PARTS = (
 )
 TEACHING = (
     *(
-        replace(OURS, name=f"only-{kind}", title=f"{kind} alone", against="baseline", teachers=(kind,))
+        replace(OURS, name=f"only-{kind}", title=f"{kind} alone", against="baseline-early", teachers=(kind,))
         for kind in TEACHERS
     ),
     *(
@@ -121,7 +129,7 @@ SIZES = tuple(
         ("long", "twice the steps", 2.0, 1.0),
         ("little", "a quarter of the scenes", 1.0, 0.25),
     )
-    for arm, against in ((BASELINE, None), (OURS, f"baseline-{label}"))
+    for arm, against in ((EARLY, None), (OURS, f"baseline-early-{label}"))
 )
 RIVALS = (
     change(OURS, "cosine", "cosine and smooth L1, as agglomerative models", "--kd_objectives cosine_smooth_l1=4"),
@@ -136,7 +144,7 @@ UNCLIPPED = tuple(
         against=against,
         flags=(*arm.flags, "--max_grad_norm", "0"),
     )
-    for arm, against in ((BASELINE, "baseline"), (PAPER, "baseline-unclipped"), (OURS, "baseline-unclipped"))
+    for arm, against in ((EARLY, "baseline-early"), (OURS, "baseline-early-unclipped"))
 )
 EVEN = "--kd_token_weights uniform --kd_teacher_weights uniform"
 LADDER = (
@@ -199,7 +207,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "Which teachers": ("ours", *names(TEACHING)),
     "Weights": ("ours", *names(WEIGHTS)),
     "Budget and data": names(SIZES),
-    "Gradients not clipped": ("baseline", *names(UNCLIPPED)),
+    "Gradients not clipped": ("baseline-early", *names(UNCLIPPED)),
     "What others do": ("ours", *names(RIVALS)),
     "Tuning the baseline": ("baseline", *names(TUNING)),
 }

@@ -20,7 +20,7 @@ from playground.lab.tables import Arms, kinds_table, ladder_table, recovery_tabl
 from playground.llava_data import QUESTION_SPLITS
 
 RESULTS, PRIORS = "results.jsonl", "priors.json"
-DRAWN = ("baseline", "experts", "truth", "release", "paper", "ours", "ceiling")
+DRAWN = ("baseline-early", "experts", "truth", "release", "paper-early", "ours", "ceiling")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Layout:
     drawn: Sequence[str]
 
 
-LAYOUT = Layout(ARMS, TABLES, "baseline", "ceiling", LADDER_RUNGS, LADDER_STEPS, TABLES["Does it help"], DRAWN)
+LAYOUT = Layout(ARMS, TABLES, "baseline-early", "ceiling", LADDER_RUNGS, LADDER_STEPS, TABLES["Does it help"], DRAWN)
 
 
 def write_priors(folder: Path, data: Path) -> None:

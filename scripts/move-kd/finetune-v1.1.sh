@@ -27,6 +27,12 @@ if [ "$RECIPE" = release ]; then  # the published values; the other recipes have
     METHOD+=(--moe_encoder_dense False --moe_encoder_lora_rank 32 --moe_encoder_lora_alpha 1)
     METHOD+=(--moe_encoder_num_experts 3 --moe_encoder_balance_w 0.01)
 fi
+START=(--pretrain_mm_mlp_adapter "$STAGE1/mm_projector.bin")
+START+=(--pretrain_mole_encoder "$STAGE1/mole_encoder.bin")
+START+=(--pretrain_encoder_adapter "$STAGE1/encoder_adapter.bin")
+if [ "$RECIPE" = ours ]; then  # its stage 1 trained the tower too, which is in no file of its own
+    START=(--init_from "$STAGE1")
+fi
 
 # shellcheck disable=SC2086  # TEACHERS is a list
 deepspeed llava/train/train_mem.py \
@@ -36,9 +42,7 @@ deepspeed llava/train/train_mem.py \
     --data_path "$DATA" \
     --image_folder "$IMAGES" \
     --vision_tower "$VISION_TOWER" \
-    --pretrain_mm_mlp_adapter "$STAGE1/mm_projector.bin" \
-    --pretrain_mole_encoder "$STAGE1/mole_encoder.bin" \
-    --pretrain_encoder_adapter "$STAGE1/encoder_adapter.bin" \
+    "${START[@]}" \
     --encoder_teachers $TEACHERS \
     --kd True \
     --moe_encoder True \

@@ -1,5 +1,5 @@
 #!/bin/bash
-# MoVE-KD on LLaVA-NeXT, stage 1: projector, experts and heads learn from captions and teachers. Our recipe; this
+# MoVE-KD on LLaVA-NeXT, stage 1: projector, tower, experts and heads learn from captions and teachers. Our recipe; this
 # combination was never released, so there are no published numbers to compare with.
 #
 #   bash scripts/move-kd/pretrain-next.sh                                      Vicuna 7B; SIZE=13b for 13B
@@ -28,7 +28,8 @@ deepspeed llava/train/train_mem.py \
     --vision_tower "$VISION_TOWER" \
     --encoder_teachers $TEACHERS \
     --kd_recipe ours \
-    --tune_mm_mlp_adapter True \
+    --mm_tunable_parts mm_mlp_adapter,mm_vision_tower \
+    --mm_vision_tower_lr 2e-6 \
     --tune_encoder True \
     --tune_encoder_adapter True \
     --mm_projector_type mlp2x_gelu \

@@ -24,6 +24,8 @@ if [ "$RECIPE" = release ]; then  # the published values; the other recipes have
     METHOD+=(--kd_w 0.5 --kd_memory_w 0.8 --token_weight True --teacher_weight True)
     METHOD+=(--moe_encoder_dense False --moe_encoder_lora_rank 32 --moe_encoder_lora_alpha 1)
     METHOD+=(--moe_encoder_num_experts 3 --moe_encoder_balance_w 0.01)
+elif [ "$RECIPE" = ours ]; then  # the whole tower learns from the start, at its rate in stage 2
+    METHOD+=(--mm_tunable_parts mm_mlp_adapter,mm_vision_tower --mm_vision_tower_lr 2e-5)
 fi
 
 # shellcheck disable=SC2086  # TEACHERS is a list

@@ -83,7 +83,8 @@ def test_each_stage_trains_and_takes_over_what_it_should(script: Path, parsed: C
     run = parsed(script)
     light = {"projector", "mole", "adapters"}
     if "pretrain" in script.name:
-        assert (run.stage.trainable, run.init_from, run.save_whole) == (light, (), False)
+        trained = light | {"vision_tower"} if version(script) == "next" else light
+        assert (run.stage.trainable, run.init_from) == (trained, ())
         assert (run.model.template, run.hf.learning_rate) == ("plain", 1e-3)
         assert run.hf.per_device_train_batch_size == 16
         return
@@ -98,6 +99,17 @@ def test_each_stage_trains_and_takes_over_what_it_should(script: Path, parsed: C
     assert run.sampling == "modality"
     assert run.data.image_aspect_ratio == ("anyres" if version(script) == "next" else "pad")
     assert run.hf.per_device_train_batch_size == 8
+
+
+@each_script
+def test_our_recipe_trains_the_tower_from_the_start(script: Path, parsed: Callable[..., Run]) -> None:
+    run = parsed(script, RECIPE="ours")
+    if "pretrain" in script.name:
+        assert run.stage.trainable == {"projector", "mole", "adapters", "vision_tower"}
+        assert run.learning_rates["vision_tower"] == (2e-6 if version(script) == "next" else 2e-5)
+    else:
+        [folder] = run.init_from
+        assert Path(folder).is_dir()
 
 
 @each_script
