@@ -35,6 +35,7 @@ def main(checkpoint: Path, out: Path) -> None:
     assert bool(whole) == is_main_process()
     save_student(student, out / "whole")
     parts = student.parts()
+    save_parts(out / "whole", projector=gather_state_dict(parts["projector"]))  # as a stage that trains the tower
     save_parts(out / "parts", projector=gather_state_dict(parts["projector"]), mole=gather_state_dict(parts["mole"]))
     light = parts["projector"] | parts["mole"]
     copy_into(named, {name: torch.full(parameter.ds_shape, 3.0) for name, parameter in light.items()})
@@ -42,6 +43,12 @@ def main(checkpoint: Path, out: Path) -> None:
     assert all((tensor == 3.0).all() for tensor in changed.values())
     torch.distributed.barrier()
     assert load_parts(student, out / "parts") == [name for name in ("projector", "mole") if parts[name]]
+    again = gather_state_dict(named)
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    seeing = light | parts["vision_tower"]
+    copy_into(named, {name: torch.full(parameter.ds_shape, 2.0) for name, parameter in seeing.items()})
+    torch.distributed.barrier()
+    assert load_parts(student, out / "whole") == ["projector", "vision_tower"]
     again = gather_state_dict(named)
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     if is_main_process():
