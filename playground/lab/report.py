@@ -67,17 +67,21 @@ def write_report(
     rows: Sequence[Row], folder: Path, layout: Layout, priors: Mapping[str, float], split: str = "heldout"
 ) -> Path:
     """Writes tables.md and the plots to `folder`, returns the former's path. priors: shares by kind of question."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "tables.md"
+    page.write_text(tables_page(rows, layout, priors, split), encoding="utf-8")
+    _draw(rows, {row.arm for row in rows}, folder, layout, priors, split)
+    return page
+
+
+def tables_page(rows: Sequence[Row], layout: Layout, priors: Mapping[str, float], split: str) -> str:
+    """Every table that these rows have something for. Raises ValueError for rows of several worlds."""
     worlds = sorted({row.world for row in rows})
     if len(worlds) != 1:
         raise ValueError(
             f"a report is about one world, these rows are of {len(worlds)}: {worlds}; see results.by_world"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    run = {row.arm for row in rows}
-    page = folder / "tables.md"
-    page.write_text("\n\n".join(_sections(rows, run, layout, priors, split)) + "\n", encoding="utf-8")
-    _draw(rows, run, folder, layout, priors, split)
-    return page
+    return "\n\n".join(_sections(rows, {row.arm for row in rows}, layout, priors, split)) + "\n"
 
 
 def _sections(rows: Sequence[Row], run: set[str], layout: Layout, priors: Mapping[str, float], split: str) -> list[str]:

@@ -79,7 +79,10 @@ def stages(arm: Arm, shared: Shared, seed: int, folder: Path) -> dict[str, list[
     extra = ["--seed", str(seed), "--data_seed", str(seed), "--report", "False", "--save_steps", "1000000"]
     extra += ["--logging_steps", str(logging_steps), *arm.flags]
     if arm.teachers:
-        extra += ["--encoder_teachers", *map(shared.teacher, arm.teachers), "--teacher_cache", str(shared.cache)]
+        specs = [shared.teacher(kind) for kind in arm.teachers]
+        if "release" in arm.flags:  # which would show EVA pictures with CLIP's mean, and this one never saw such
+            specs = [f"{spec},mean=imagenet" if spec.startswith("eva:") else spec for spec in specs]
+        extra += ["--encoder_teachers", *specs, "--teacher_cache", str(shared.cache)]
     return {
         "stage1": [
             *pretrain_flags(shared.folder, recipe, first),

@@ -13,7 +13,7 @@ from playground.questions import KINDS
 from playground.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-SMOKE = ("baseline", "ours", "truth", "ceiling")
+SMOKE = ("baseline", "release", "ours", "truth", "ceiling")
 
 
 def lab(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
