@@ -1,5 +1,6 @@
 """Rows of the lab as pictures, all of one world: scores, differences between arms, and what training looked like."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -97,7 +98,7 @@ def forest(
     """Each arm's score above the reference's, paired by seed: mean, 95 % interval; a light dot below for each seed."""
     found = {name: list(differences(rows, name, reference, VISUAL, split).values()) for name in names}
     ordered = sorted((fmean(values), name) for name, values in found.items() if values and name != reference)
-    figure, axis = plt.subplots(figsize=(8, 1.3 + 0.32 * len(ordered)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 1.3 + 0.42 * len(ordered)), layout="constrained")
     for place, (mean, name) in enumerate(ordered):
         values = found[name]
         if len(values) > 1:
@@ -105,11 +106,11 @@ def forest(
         axis.plot(values, [place - 0.25] * len(values), "o", color=COLORS[5], markersize=4, markeredgewidth=0)
         axis.plot(mean, place, "D", color=COLORS[0], markersize=5.5)
     axis.axvline(0, color="#666", linewidth=1)
-    axis.set_yticks(range(len(ordered)), [arms[name].title for _, name in ordered])
+    axis.set_yticks(range(len(ordered)), [textwrap.fill(arms[name].title, 44) for _, name in ordered])
     axis.set_ylim(-0.6, len(ordered) - 0.4)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.25)
-    axis.set_xlabel(f"visual score minus that of {arms[reference].title!r}, points")
+    axis.set_xlabel(f"visual score, points above {arms[reference].title!r}", loc="right")
     _save(figure, target)
 
 
