@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from llava.model.checkpoint_io import has_weights
 from llava.train.data_config import DataConfig
 from llava.train.distill_arguments import DistillArguments
 from llava.train.model_arguments import DataArguments, ModelArguments
@@ -59,7 +60,7 @@ def build_run(
         distill=distillation,
         stage=stage,
         learning_rates=_learning_rates(training),
-        init_from=_stage_one_files(model),
+        init_from=_stage_one_files(model, training.notes),
         needs_experts=bool(training.tune_encoder),
         save_whole=training.finetune or not stage.is_light,
         sampling=_sampling(training),
@@ -148,17 +149,24 @@ def _sampling(training: TrainingArguments) -> Mode | Literal["shuffle"]:
     return chosen[0] if chosen else "shuffle"
 
 
-def _stage_one_files(model: ModelArguments) -> tuple[str, ...]:
+def _stage_one_files(model: ModelArguments, notes: list[str]) -> tuple[str, ...]:
     flags = (
         model.init_from,
         model.pretrain_mm_mlp_adapter,
         model.pretrain_mole_encoder,
         model.pretrain_encoder_adapter,
     )
-    for path in filter(None, flags):
+    files = tuple(path for path in flags if path)
+    for path in files:
         if not Path(path).exists():
             raise FileNotFoundError(f"{path}: no such stage-1 file or directory")
-    return tuple(path for path in flags if path)
+    folders = {Path(path).parent for path in files if Path(path).is_file()}
+    for folder in sorted(folders - set(map(Path, files))):
+        if has_weights(folder):
+            notes.append(
+                f"{folder} holds a whole student; its vision tower is not used: --init_from {folder} would take it too"
+            )
+    return files
 
 
 def attention(asked: str | None, notes: list[str]) -> str:

@@ -191,7 +191,7 @@ def test_new_image_tokens_are_trained_with_the_projector_and_handed_on(
 
 @pytest.mark.parametrize("distilled", [False, True], ids=["plain", "experts"])
 def test_a_tower_that_stage_one_trained_is_handed_on(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: bool
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], distilled: bool
 ) -> None:
     distill = _distill_flags(world, tmp_path) if distilled else {}
     parts = {"mm_tunable_parts": "mm_mlp_adapter,mm_vision_tower", "max_steps": 2}
@@ -205,6 +205,10 @@ def test_a_tower_that_stage_one_trained_is_handed_on(
     assert all(torch.equal(after[name], before[name]) for name in tower)
     pretrained = read_tower(str(world.folder / "clip-tiny"))
     assert any(not torch.equal(after[name], tensor) for name, tensor in pretrained.items() if name in after)
+    assert "holds a whole student" not in capsys.readouterr().out
+    older = {**flags, "init_from": "", "pretrain_mm_mlp_adapter": first / "mm_projector.bin"}
+    train_tiny(world, tmp_path / "third", monkeypatch, STAGE_TWO, older)
+    assert f"{first} holds a whole student; its vision tower is not used" in capsys.readouterr().out
 
 
 def _distill_flags(world: World, folder: Path, *, recipe: str = "ours") -> dict[str, Any]:
