@@ -128,7 +128,7 @@ class Pipeline:
                 f"{arm.name}, stage 1",
                 first,
                 parts,
-                [*launcher(), *pretrain_flags(self.out, recipe, first), *extra, *EARLY_TOWER],
+                [*launcher(), *pretrain_flags(self.out, recipe, first), *EARLY_TOWER, *extra],
                 recipe.pretrain.steps,
                 ("data", "language", "clip", *taught),
             ),

@@ -1,9 +1,11 @@
 """What must be in place before a process trains: launcher variables, and DeepSpeed on a machine without a GPU."""
 
+import atexit
 import importlib.util
 import logging
 import os
 import socket
+import sys
 import warnings
 from typing import Any
 
@@ -38,10 +40,18 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def leave_processes() -> None:
-    """Leave the process group once every process is done: at exit, an open one may abort the program."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    """The end of a program: once every process is done, the process group is left. Over gloo the program ends here,
+    its exit handlers run: a thread of gloo that still holds a tensor while Python is torn down would abort it."""
+    if not torch.distributed.is_initialized():
+        return
+    over_gloo = torch.distributed.get_backend() == "gloo"
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    if over_gloo:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def use_cache(directory: str) -> None:
