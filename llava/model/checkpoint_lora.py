@@ -160,20 +160,20 @@ def save_lora(
     """The adapter as a PEFT folder, non_lora_trainables.bin (what else was trained, and projector and experts in any
     case, which a base model lacks), and config.json.
 
-    model: a PeftModel, or a student with PEFT's layers inside. state_dict: `lora_folder_parameters`, gathered already
-    and written by whoever calls; else they are gathered here, which every rank must take part in, and rank 0 writes.
+    model: a PeftModel, or a student with PEFT's layers inside. state_dict: `lora_folder_parameters`, and what else is
+    to be in the folder, gathered already and written by whoever calls; else they are gathered here, which every rank
+    must take part in, and rank 0 writes.
     """
     directory = Path(directory)
     adapter = lora_parameters(model)
     if not adapter:
         raise CheckpointError(f"asked to save a LoRA adapter to {directory}, but the model has none.")
-    rest = _beside_adapter(model, adapter)
     if state_dict is None:
-        state_dict = gather_state_dict({**adapter, **rest})
+        state_dict = gather_state_dict(lora_folder_parameters(model))
         if not is_main_process():
             return
     _write_adapter(model, directory, {_published(name): state_dict[name] for name in adapter})
-    plain = publish_experts({_published(name): state_dict[name] for name in rest})
+    plain = publish_experts({_published(name): state_dict[name] for name in state_dict if name not in adapter})
     write_bin({PEFT_PREFIX + name: tensor for name, tensor in plain.items()}, directory / NON_LORA_FILE)
 
 

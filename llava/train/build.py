@@ -12,7 +12,6 @@ from llava.conversation import Conversation, conv_templates
 from llava.model.checkpoint import load_parts
 from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_gather import is_partitioned
-from llava.model.checkpoint_io import has_weights
 from llava.model.checkpoint_parts import load_own_adapters
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.move_kd.types import stack
@@ -61,8 +60,8 @@ def build_teachers(run: Run, student: Any) -> dict[str, Any]:
                 released=run.distill.released,
             )
         )
-    is_pretrained = "vision_tower" not in run.stage.trainable and not any(map(has_weights, run.init_from))
-    shares = is_pretrained and zero_stage(run.hf.deepspeed) < 3
+    stays = "vision_tower" not in run.stage.trainable and not run.brings_tower
+    shares = stays and zero_stage(run.hf.deepspeed) < 3
     if shares:
         student.get_vision_tower().to(
             run.hf.device

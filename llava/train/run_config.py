@@ -91,10 +91,10 @@ class DistillRun:
 
 @dataclass(frozen=True)
 class Run:
-    """init_from: stage-1 directories and files, loaded in this order. learning_rates: one per part.
-    needs_experts: the flags train experts, so a student without any is a mistake.
-    report: write a page about the run when
-    it ends. hf: transformers' settings, read by the Trainer alone. warnings: said once the log is open."""
+    """init_from: stage-1 directories and files, loaded in this order. brings_tower: one of them holds a trained tower,
+    which then belongs into what is written even where it trains no more. learning_rates: one per part.
+    needs_experts: the flags train experts, so a student without any is a mistake. report: write a page about the run
+    when it ends. hf: transformers' settings, read by the Trainer alone. warnings: said once the log is open."""
 
     model: ModelConfig
     data: DataConfig
@@ -102,6 +102,7 @@ class Run:
     stage: Stage
     learning_rates: Mapping[str, float]
     init_from: tuple[str, ...]
+    brings_tower: bool
     needs_experts: bool
     save_whole: bool
     sampling: Mode | Literal["shuffle"]

@@ -54,15 +54,18 @@ def build_run(
     implied_experts = distill.moe_encoder is None and distill.mole_config() is not None
     stage = select_stage(_stage_flags(model, training, implied_experts))
     distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
+    init_from = _stage_one_files(model, training.notes)
+    brings_tower = any(map(has_weights, init_from))
     return Run(
         model=_model_config(model, data, training, _vision_config(model, distill), distillation, attn_implementation),
         data=_data_config(model, data, training, distill.distill_views),
         distill=distillation,
         stage=stage,
         learning_rates=_learning_rates(training),
-        init_from=_stage_one_files(model, training.notes),
+        init_from=init_from,
+        brings_tower=brings_tower,
         needs_experts=bool(training.tune_encoder),
-        save_whole=training.finetune or not stage.is_light,
+        save_whole=training.finetune or not stage.is_light or brings_tower,
         sampling=_sampling(training),
         resume_from=training.resume_from_checkpoint,
         start_over=training.overwrite_output_dir,

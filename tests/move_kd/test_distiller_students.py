@@ -128,7 +128,7 @@ def test_a_clip_teacher_shares_a_frozen_students_weights_unless_they_are_sharded
     device = torch.device("cpu")
     distill = DistillRun(DistillConfig(), ("clip",), False, torch.float32, False, None)
     hf = SimpleNamespace(deepspeed=config, device=device)
-    run: Any = SimpleNamespace(distill=distill, stage=PRETRAIN, init_from=(), hf=hf)
+    run: Any = SimpleNamespace(distill=distill, stage=PRETRAIN, brings_tower=False, hf=hf)
     assert build_teachers(run, student)["clip"].shares_student is shares
     assert moved == [device] * shares
 

@@ -206,6 +206,14 @@ def test_a_tower_that_stage_one_trained_is_handed_on(
     pretrained = read_tower(str(world.folder / "clip-tiny"))
     assert any(not torch.equal(after[name], tensor) for name, tensor in pretrained.items() if name in after)
     assert "holds a whole student" not in capsys.readouterr().out
+    light = {"data_path": world.folder / "captions.json", "init_from": first, "max_steps": 1}
+    projector = train_tiny(world, tmp_path / "projector", monkeypatch, STAGE_ONE, distill, light)
+    assert all(torch.equal(read_state_dict(projector)[name], before[name]) for name in pretrained if name in before)
+    adapter = train_tiny(world, tmp_path / "lora", monkeypatch, STAGE_TWO, distill, LORA, flags)
+    base = str(world.folder / "llama-tiny")
+    _, model, _, _ = load_pretrained_model(str(adapter), base, "llava-lora", device="cpu", torch_dtype="float32")
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], before[name]) for name in pretrained if name in before)
     older = {**flags, "init_from": "", "pretrain_mm_mlp_adapter": first / "mm_projector.bin"}
     train_tiny(world, tmp_path / "third", monkeypatch, STAGE_TWO, older)
     assert f"{first} holds a whole student; its vision tower is not used" in capsys.readouterr().out
