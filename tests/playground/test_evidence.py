@@ -19,6 +19,7 @@ SHOWN = {
     "baseline": "LLaVA, tower trained in stage 2",
     "baseline-early": "LLaVA, both stages (the baseline)",
     "paper": "MoVE-KD as the paper says, stage 2",
+    "paper-early": "MoVE-KD as the paper says, both stages",
     "ours": "MoVE-KD, ours, both stages",
     "ceiling": "the language model reads CLIP and the teachers (the ceiling)",
 }
@@ -71,6 +72,7 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
         ("ours", "baseline-early"),
         ("ours", "baseline"),
         ("ours", "paper"),
+        ("ours", "paper-early"),
         ("paper", "baseline"),
         ("baseline-early", "baseline"),
     )
