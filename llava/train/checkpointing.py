@@ -67,7 +67,7 @@ class CheckpointWriter:
             Path(directory).mkdir(parents=True, exist_ok=True)
         used_cache, student.config.use_cache = student.config.use_cache, True
         if self.run.stage.lora:
-            tower = self.distiller.student.parts()["vision_tower"] if self.run.brings_tower else {}
+            tower = student.parts()["vision_tower"] if self.run.brings_tower else {}
             adapter = self._gather({**lora_folder_parameters(student), **tower})
             if writes:
                 save_lora(student, directory, adapter)

@@ -85,6 +85,7 @@ def test_each_stage_trains_and_takes_over_what_it_should(script: Path, parsed: C
     if "pretrain" in script.name:
         trained = light | {"vision_tower"} if version(script) == "next" else light
         assert (run.stage.trainable, run.init_from) == (trained, ())
+        assert run.save_whole == ("vision_tower" in trained)
         assert (run.model.template, run.hf.learning_rate) == ("plain", 1e-3)
         assert run.hf.per_device_train_batch_size == 16
         return
