@@ -17,10 +17,11 @@ from released import prepare
 from sizes import SIZES, processor
 from timing import table
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig
-from transformers.models.clip.modeling_clip import CLIPMLP
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
-from llava.model.multimodal_encoder.move_kd.adapters import Shape, TeacherAdapter
+from llava.model.multimodal_encoder.move_kd.adapters import Shape, StudentHead, TeacherAdapter
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig, MoLEConfig
 from llava.model.multimodal_encoder.move_kd.mole import MoLE
 from llava.model.multimodal_encoder.move_kd.objectives.router_balance import per_layer, pooled
@@ -29,7 +30,7 @@ from llava.model.multimodal_encoder.move_kd.teachers.convnext import ConvNext
 from llava.model.multimodal_encoder.move_kd.teachers.eva02 import Eva02
 from llava.model.multimodal_encoder.move_kd.teachers.sam import Sam, upstream_layout
 from llava.model.multimodal_encoder.move_kd.types import ImageSpec, Routing, TeacherFeatures
-from llava.model.multimodal_encoder.move_kd.weights import TOKEN_RULES
+from llava.model.multimodal_encoder.move_kd.weights import TEACHER_RULES, TOKEN_RULES
 
 FULL = SIZES["full"]
 Row = tuple[str, str, str, str]  # number of the defect, what is measured, as released, ours
@@ -103,6 +104,80 @@ def similarity_scale() -> Row:
     return "25", "larger one of two teachers' shares, on average (0.50 is even)", cells[0], f"{cells[1]} (recipe paper)"
 
 
+def neighbors() -> Row:
+    """The larger share of one picture's teachers: in a batch of pictures that weigh them evenly, and of its like."""
+    picture = torch.tensor([[4.0, 0.0]])
+    batches = torch.cat((picture, torch.zeros(7, 2))), picture.expand(8, 2)
+    cells = [
+        ", ".join(f"{TEACHER_RULES[rule].share(batch, torch.ones(8))[0].max():.2f}" for batch in batches)
+        for rule in ("release", "uniform")
+    ]
+    return "26", "a picture's larger share among even pictures, among its like", cells[0], cells[1]
+
+
+def position_weights() -> Row:
+    """For a teacher of 64 x 64 tokens as wide as SAM's."""
+    teacher, student = Shape((64, 64), 256), Shape((24, 24), 1024)
+    with torch.device("meta"):
+        released = TeacherAdapter(teacher, student, DistillConfig.from_recipe("release"))
+        ours = StudentHead(teacher, student, DistillConfig.from_recipe("ours"))
+    counts = [sum(value.numel() for value in module.parameters()) for module in (released, released.tokens, ours)]
+    whole, positions, own = (f"{count / 1e6:.1f} M" for count in counts)
+    return "29", "SAM's adapter: parameters, of them tied to one resolution", f"{whole}, {positions}", f"{own}, 0"
+
+
+def step_of_experts() -> Row:
+    """By how much the first step of AdamW at 2e-5 changes what an MLP gives."""
+    x = torch.randn(1, 577, 1024)
+    cells = []
+    for recipe in ("release", "ours"):
+        mole = experts(recipe, 1024)
+        mole.original_module.requires_grad_(False)
+        optimizer = torch.optim.AdamW([value for value in mole.parameters() if value.requires_grad], lr=2e-5)
+        before = mole(x)
+        (before * torch.randn_like(before)).sum().backward()
+        optimizer.step()
+        cells.append(f"{(mole(x) - before).norm() / before.norm():.1e}")
+    return "", "change of an MLP's output by its experts' first step, rate 2e-5", cells[0], cells[1]
+
+
+def eva_pixels() -> Row:
+    """EVA shown CLIP's mean and deviation in place of its own."""
+    pixels = torch.rand(3, 100_000)
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(values)[:, None]
+        for values in (Eva02.defaults.mean, Eva02.defaults.std, Clip.defaults.mean, Clip.defaults.std)
+    )
+    off = ((pixels - mean) / std - (pixels - clip_mean) / clip_std).abs().mean()
+    return "", "standardized values of EVA's pictures are off by, on average", f"{off:.2f}", "0"
+
+
+def kept_for_backward() -> Row:
+    """What the 23 used layers of the student keep for a picture, in bfloat16, with experts."""
+    config = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_attention_heads=16)
+    config._attn_implementation = "sdpa"
+    cells = []
+    for is_checkpointed in (False, True):
+        layer = CLIPEncoderLayer(config)
+        layer.mlp = MoLE(layer.mlp, MoLEConfig.from_recipe("ours"))
+        layer = layer.to(torch.bfloat16)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            if not isinstance(tensor, torch.nn.Parameter):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = torch.randn(1, 577, 1024, dtype=torch.bfloat16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = checkpoint(layer, x, None, use_reentrant=False) if is_checkpointed else layer(x, None)
+        own = {value.untyped_storage().data_ptr() for value in layer.parameters()}
+        held = sum(size for place, size in kept.items() if place not in own)
+        cells.append(f"{23 * held / 2**20:.0f} MiB")
+        del y
+    return "34", "kept for backward in the student's layers, an image", cells[0], cells[1]
+
+
 def token_shares() -> Row:
     attention = torch.tensor([[0.5] + [0.5 / 575] * 575])
     shares = [TOKEN_RULES[rule].weigh(attention)[0] for rule in ("release", "attention_half")]
@@ -160,8 +235,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     measures = (
-        sam_order, router_gradient, balance, change_at_start, detached_weights, similarity_scale, token_shares,
-        preparation, attention_maps,
+        sam_order, router_gradient, balance, change_at_start, detached_weights, similarity_scale, neighbors,
+        token_shares, position_weights, step_of_experts, eva_pixels, preparation, attention_maps, kept_for_backward,
     )  # fmt: skip
     print(table(("defect", "measured", "as released", "ours"), [measure() for measure in measures]))
 
