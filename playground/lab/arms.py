@@ -59,7 +59,13 @@ CONTROLS = (
     Arm("frozen", "LLaVA, tower frozen", tower="frozen"),
     Arm("experts", "experts, no teachers", "baseline-early", flags=tuple(EXPERTS.split()), tower="early"),
     Arm("baseline-time", "LLaVA, as much processor time as ours", length=1.55),
-    Arm("early-time", "LLaVA, tower trained in both stages, as much processor time as ours", tower="early", length=1.3),
+    replace(
+        EARLY,
+        name="early-time",
+        title="LLaVA, tower trained in both stages, as much processor time as ours",
+        against="baseline-early",
+        length=1.3,
+    ),
     Arm(
         "truth",
         "the teachers' labels themselves, no teachers",

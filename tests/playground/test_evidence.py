@@ -1,15 +1,16 @@
 """The figures on the evidence page are those of the rows beside it."""
 
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from llava.eval.statistics import holm, t_interval
-from playground.lab.arms import ARMS, TABLES
+from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
 from playground.lab.report import LAYOUT, read_priors, tables_page
 from playground.lab.results import headline, points, read_rows
-from playground.lab.tables import Comparison, compare, core_seconds
+from playground.lab.tables import Comparison, compare, core_seconds, verdict
 from playground.questions import VISUAL_KINDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -18,11 +19,15 @@ ROWS = read_rows(DOCS / "evidence" / "results.jsonl")
 SHOWN = {
     "baseline": "LLaVA, tower trained in stage 2",
     "baseline-early": "LLaVA, both stages (the baseline)",
+    "early-time": "LLaVA, both stages, as much processor time as ours",
+    "truth": "the teachers' labels in place of the teachers, no experts, both stages",
+    "release": "MoVE-KD as released, stage 2",
     "paper": "MoVE-KD as the paper says, stage 2",
     "paper-early": "MoVE-KD as the paper says, both stages",
     "ours": "MoVE-KD, ours, both stages",
     "ceiling": "the language model reads CLIP and the teachers (the ceiling)",
 }
+WEIGHTS = ("ours", "weight-8", "weight-16")
 SEEDS = {arm: len(points(ROWS, arm, "visual", "heldout")) for arm in ARMS}
 PARTS = [name for name in TABLES["Ours without each of its parts"] if name != "ours" and SEEDS[name] >= 5]
 
@@ -56,7 +61,7 @@ def difference(arm: str, against: str, measure: str = "visual") -> Comparison:
 
 
 def between(found: Comparison) -> str:
-    return f"{found.mean:+.1f} [{found.interval.low:+.1f}, {found.interval.high:+.1f}]"
+    return f"{found.mean:+z.1f} [{found.interval.low:+z.1f}, {found.interval.high:+z.1f}]"
 
 
 def test_parts_have_their_differences() -> None:
@@ -67,9 +72,27 @@ def test_parts_have_their_differences() -> None:
         assert f"| {ARMS[name].title} | {mean:.1f} | {between(one)} | {p} |" in PAGE
 
 
+def test_every_rung_of_the_ladder_has_its_step_and_verdict() -> None:
+    for below, rung in pairwise(LADDER_RUNGS):
+        step, paper = difference(rung, below), LADDER_STEPS[rung]
+        p = "< 0.001" if step.p < 0.001 else f"{step.p:.3f}"
+        mean = fmean(points(ROWS, rung, "visual", "heldout").values())
+        cells = f"{mean:.1f} | {between(step)} | {p} | {paper:+.1f} | {verdict(step, paper)}"
+        assert f"| {ARMS[rung].title} | {cells} |" in PAGE
+
+
+def test_the_weight_was_chosen_on_validation_questions() -> None:
+    found = [fmean(points(ROWS, arm, "visual", "validation")[seed] for seed in (0, 1)) for arm in WEIGHTS]
+    assert found[0] == max(found)
+    assert "({1:.1f} and {2:.1f}, with the default 4 {0:.1f})".format(*found) in " ".join(PAGE.split())
+
+
 def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     pairs = (
         ("ours", "baseline-early"),
+        ("ours", "early-time"),
+        ("truth", "ours"),
+        ("release", "baseline"),
         ("ours", "baseline"),
         ("ours", "paper"),
         ("ours", "paper-early"),
@@ -82,6 +105,9 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     gap = difference("ceiling", "baseline-early").mean
     assert f"{gap:.1f} above the same baseline" in PAGE
     assert f"recovers {100 * difference('ours', 'baseline-early').mean / gap:.0f} % of that" in " ".join(PAGE.split())
+    assert between(difference("ours-raw", "ours", "all")) in PAGE
+    longer, as_ours = (core_seconds(ROWS, arm) for arm in ("early-time", "weight-8"))
+    assert f"took {longer:.0f} and a run that costs what ours costs {as_ours:.0f}." in " ".join(PAGE.split())
     for kind in ("texture", "size", "digit"):
         assert f"({difference('ours', 'baseline-early', kind).mean:+.1f})" in PAGE
 
