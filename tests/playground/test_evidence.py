@@ -100,7 +100,10 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
         ("baseline-early", "baseline"),
     )
     assert [pair for pair in pairs if between(difference(*pair)) not in PAGE] == []
-    assert difference("ours", "baseline-early").p < 0.001
+    ours = difference("ours", "baseline-early")
+    low, high = ours.interval
+    assert f"{ours.mean:+.1f} points [{low:+.1f}, {high:+.1f}]" in (DOCS.parent / "README.md").read_text()
+    assert ours.p < 0.001
     assert "(p < 0.001)" in PAGE
     gap = difference("ceiling", "baseline-early").mean
     assert f"{gap:.1f} above the same baseline" in PAGE
