@@ -81,6 +81,18 @@ def test_every_rung_of_the_ladder_has_its_step_and_verdict() -> None:
         assert f"| {ARMS[rung].title} | {cells} |" in PAGE
 
 
+def test_another_world_has_its_rows() -> None:
+    rows = read_rows(DOCS / "evidence" / "other.jsonl")
+    assert {row.world for row in rows}.isdisjoint({row.world for row in ROWS})
+    for arm in ("baseline-early", "ours"):
+        scored = points(rows, arm, "visual", "heldout")
+        scores = ", ".join(f"{scored[seed]:.1f}" for seed in sorted(scored))
+        assert f"| {SHOWN[arm]} | {scores} | {fmean(scored.values()):.1f} |" in PAGE
+    found = compare(rows, "ours", "baseline-early", "heldout")
+    assert found is not None
+    assert f"{between(found)}, p = {found.p:.3f}" in PAGE
+
+
 def test_the_weight_was_chosen_on_validation_questions() -> None:
     found = [fmean(points(ROWS, arm, "visual", "validation")[seed] for seed in (0, 1)) for arm in WEIGHTS]
     assert found[0] == max(found)
