@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From an empty machine to a LLaVA and a MoVE-KD trained here, compared: environment, world, tiny models and teachers,
-# both stages of either, evaluation. At most 12 minutes on two cores.
+# both stages of either, evaluation. 11 to 17 minutes on two cores, as fast as those are.
 #   bash scripts/quickstart.sh [--fresh] [--out DIR]
 set -euo pipefail
 cd "$(dirname "$0")/.."
