@@ -100,3 +100,15 @@ def test_the_released_way_trains_what_ours_trains(benchmarks: Any, tmp_path: Pat
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios(benchmarks: Any) -> None:
     assert benchmarks("timing").median_ratio([2.0, 30.0, 4.0], [1.0, 10.0, 4.0]) == (2.0, 1.0, 3.0)
+
+
+def test_the_ledger_quotes_the_effects_that_are_measured(benchmarks: Any) -> None:
+    effects = benchmarks("effects")
+    ledger = (FOLDER.parents[1] / "docs" / "method.md").read_text()
+    alike, own = effects.neighbors()[2:]
+    assert "is {} among even pictures and {} among its like".format(*alike.split(", ")) in ledger
+    assert own == "0.50, 0.50"
+    whole, tied = effects.position_weights()[2].split(" M, ")
+    assert f"{tied.removesuffix(' M')} of {whole} M parameters tied to one resolution" in ledger
+    assert "{}, checkpointed {} |".format(*effects.kept_for_backward()[2:]) in ledger
+    assert f"off by {effects.eva_pixels()[2]} on average" in ledger
