@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from llava.model.multimodal_encoder.move_kd.config import (
     Balance,
     DistillConfig,
+    Experts,
     Gate,
     Grid,
     Heads,
@@ -28,6 +29,7 @@ DISTILL_ITEMS = {
     "kd_anchor": "anchor",
     "kd_clip_share": "anchor_share",
     "kd_heads": "heads",
+    "kd_experts": "experts",
     "kd_grid": "grid",
     "kd_standardize": "standardize",
     "kd_statistics_steps": "statistics_steps",
@@ -77,6 +79,7 @@ class DistillArguments:
     kd_anchor: str | None = option(None, "the teacher whose class token weighs tokens, clip by default")
     kd_clip_share: float | None = option(None, "share of the anchor among the teachers")
     kd_heads: str | None = one_of(Heads, "what lays student and teacher side by side")
+    kd_experts: str | None = one_of(Experts, "whether teachers share the experts, or each has one of its own")
     kd_grid: str | None = one_of(Grid, "how student heads see a finer teacher")
     kd_standardize: bool | None = option(None, "standardize each channel of each teacher")
     kd_statistics_steps: int | None = option(None, "freeze the channel statistics after so many updates")
@@ -154,7 +157,7 @@ class DistillArguments:
         """Flags that were given and change nothing beside the others, each with the reason. Raises ValueError."""
         idle: dict[str, str] = {}
         if not self.has_experts:
-            idle |= dict.fromkeys(EXPERT_FLAGS, "the vision tower gets no experts")
+            idle |= dict.fromkeys((*EXPERT_FLAGS, "kd_experts"), "the vision tower gets no experts")
         if not self.distills:
             own = ("encoder_teachers", "kd", "kd_recipe", "kd_blank_weight", "moe_encoder", *EXPERT_FLAGS)
             reason = "no teacher is named" if self.kd else "--kd is False"

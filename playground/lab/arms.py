@@ -140,6 +140,7 @@ SIZES = tuple(
 RIVALS = (
     change(OURS, "cosine", "cosine and smooth L1, as agglomerative models", "--kd_objectives cosine_smooth_l1=4"),
     change(OURS, "dropping", "teachers dropped at random", "--kd_objectives teacher_dropping=4"),
+    change(OURS, "own-experts", "each teacher has an expert of its own, as in HAWAII", "--kd_experts own"),
     change(OURS, "balanced", "every teacher pulls equally hard", "--kd_objectives balanced_mse=1"),
 )
 UNCLIPPED = tuple(

@@ -214,6 +214,30 @@ def test_experts_stand_around_the_loaded_mlps_and_leave_features_alone_at_first(
     assert set(tower.plain_parameters()) | set(tower.expert_parameters()) == set(dict(tower.named_parameters()))
 
 
+def test_a_training_tower_shows_what_single_experts_see_where_asked(tmp_path: Path) -> None:
+    folder, images = tiny_clip_folder(tmp_path), tiny_images(2, side=56)
+    tower = build_vision_tower(settings(folder, moe=MOE | {"moe_dropout": 0.0}, s2=True, s2_scales="28,56")).train()
+    assert isinstance(tower, CLIPVisionTowerS2)
+    plain = tower.encode(images)
+    assert plain.solos is None
+    tower.show_solos(2)
+    vision = tower.encode(images)
+    torch.testing.assert_close(vision.features, plain.features)
+    assert vision.solos is not None
+    for expert, seen in enumerate(vision.solos):
+        for layer in tower.vision_tower.vision_model.encoder.layers:
+            layer.mlp.solos = 0
+            layer.mlp.router.weight.data.zero_()
+            layer.mlp.router.bias.data = 50 * (torch.arange(layer.mlp.config.experts) == expert).float()
+        tower.eval()
+        torch.testing.assert_close(seen, tower.encode(images).patches, rtol=1e-4, atol=1e-5)
+    assert tower.encode(images).solos is None
+    with pytest.raises(ValueError, match=r"4 teachers need as many experts of their own; the vision tower has 3"):
+        tower.show_solos(4)
+    with pytest.raises(ValueError, match=r"has no"):
+        build_vision_tower(settings(folder)).show_solos(1)
+
+
 def test_experts_in_all_layers_are_all_heard(tmp_path: Path) -> None:
     tower = build_vision_tower(settings(tiny_clip_folder(tmp_path), moe=MOE))
     assert len(tower.encode(tiny_images(1)).routing) == 3

@@ -34,9 +34,15 @@ class FakeStudent(nn.Module):
         self.config = SimpleNamespace(hidden_size=WIDTH, num_hidden_layers=3)
         self.hidden_size, self.num_patches_per_side, self.select_layer = WIDTH, SIDE, -2
         self.is_gradient_checkpointing = False
+        self.solos = 0
 
     def get_vision_tower(self) -> "FakeStudent":
         return self
+
+    def show_solos(self, count: int) -> None:
+        self.solos = count
+        for layer in self.layers:
+            layer.solos = count
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         experts = expert_parameters(self)
@@ -47,11 +53,14 @@ class FakeStudent(nn.Module):
         """images: (T, 1 + N, D) tokens."""
         if images is None:
             return SimpleNamespace(loss=self.head.weight.square().mean(), vision=None)
-        hidden = images
+        solos = self.solos if self.training else 0
+        hidden = images.repeat(1 + solos, 1, 1)
         with record_routing(self.layers) as routing:
             for layer in self.layers:
                 hidden = hidden + layer(hidden)
-        vision = StudentFeatures(hidden[:, 1:], hidden[:, 1:], hidden[:, 0], None, tuple(routing))
+        hidden, *alone = hidden.split(len(images))
+        seen = torch.stack(alone)[:, :, 1:] if alone else None
+        vision = StudentFeatures(hidden[:, 1:], hidden[:, 1:], hidden[:, 0], None, tuple(routing), seen)
         return SimpleNamespace(loss=self.head(hidden).square().mean(), vision=vision)
 
 

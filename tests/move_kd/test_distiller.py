@@ -106,6 +106,7 @@ def test_teachers_may_show_some_of_the_tiles() -> None:
     [
         {"heads": "teacher"},
         {"heads": "interpolate"},
+        {"experts": "own"},
         {"standardize": False},
         {"grid": "pool"},
         {"token_weights": "uniform"},
@@ -130,6 +131,19 @@ def test_every_part_of_the_recipe_can_be_switched_by_itself(change: dict[str, An
         torch.manual_seed(4)
         losses.append(distiller(batch(blank=1), features("clip", "eva", "sam"), images=tokens())["loss"])
     assert losses[0] != losses[1]
+
+
+def test_a_teacher_with_an_expert_of_its_own_reaches_no_other_expert_and_no_router() -> None:
+    distiller = build("ours", ("clip", "eva", "sam"), experts="own")
+    answer = distiller(batch(), features("clip", "eva", "sam"), images=tokens())
+    inputs = distiller.distill_inputs(distiller.student(tokens()).vision, batch(), features("clip", "eva", "sam"))
+    inputs.pairs["eva"].prediction.square().sum().backward()
+    for layer in distiller.student.layers:
+        assert not layer.router.weight.grad.any()
+        for bank in (layer.moe_down, layer.moe_up):
+            assert [bool(expert.any()) for expert in bank.expand_weight.grad] == [False, True, False]
+    assert len(inputs.student.routing[0].choice) == len(inputs.student.patches)
+    assert set(answer["terms"]) == {"lm", "balance", "kd/clip", "kd/eva", "kd/sam"}
 
 
 def test_the_anchor_that_is_no_target_weighs_tokens_and_has_no_term() -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,29 @@ def test_masked_experts_equal_gathering_each_token_to_its_expert(gate: str, expe
             torch.testing.assert_close(
                 gradient, wanted, rtol=1e-10, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}"
             )
+
+
+def only(mole: MoLE, expert: int) -> MoLE:
+    """The layer with one of its experts, which every token goes through."""
+    single = MoLE(mole.original_module, replace(mole.config, experts=1)).to(torch.float64)
+    for bank, source in ((single.moe_down, mole.moe_down), (single.moe_up, mole.moe_up)):
+        for name, parameter in bank.named_parameters():
+            parameter.data = getattr(source, name).detach()[expert : expert + 1].clone()
+    return single
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_parts_of_the_input_pass_through_one_expert_alone_while_training(gate: str) -> None:
+    mole, x = random_mole(gate), torch.randn(2, 9, 16, dtype=torch.float64)
+    mole.solos = 2
+    with record_routing([mole]) as routing:
+        routed, first, second = mole(x.repeat(3, 1, 1)).chunk(3)
+    torch.testing.assert_close(routed, gather_loop(mole, x), rtol=1e-12, atol=1e-12)
+    for expert, given in enumerate((first, second)):
+        torch.testing.assert_close(given, only(mole, expert)(x), rtol=1e-12, atol=1e-12)
+    assert routing[0].choice.shape == (2, 9)
+    mole.eval()
+    torch.testing.assert_close(mole(x), gather_loop(mole, x), rtol=1e-12, atol=1e-12)
 
 
 def test_an_expert_that_no_token_chose_gets_a_zero_gradient_not_none() -> None:

@@ -84,6 +84,7 @@ def differing(first: str, second: str) -> set[str]:
         ("without-eva", {"encoder_teachers"}),
         ("weight-16", {"kd_w"}),
         ("cosine", {"kd_objectives"}),
+        ("own-experts", {"kd_experts"}),
         ("ladder-adapters", {"kd_heads"}),
         ("ladder-tokens", {"kd_token_weights"}),
         ("paper", {"kd_teacher_weights"}),

@@ -74,6 +74,7 @@ def test_the_students_frozen_copy_anchors_where_clip_is_not_named() -> None:
         ("--kd_memory_w 0.3", "anchor_share", 0.3),
         ("--kd_clip_share 0.3", "anchor_share", 0.3),
         ("--kd_heads teacher", "heads", "teacher"),
+        ("--kd_experts own", "experts", "own"),
         ("--kd_grid pool", "grid", "pool"),
         ("--kd_standardize False", "standardize", False),
         ("--kd_statistics_steps 100", "statistics_steps", 100),

@@ -51,16 +51,19 @@ class CLIPVisionTower(VisionTower):
 
     def encode(self, images: Tensor, with_cls_attention: bool = False) -> StudentFeatures:
         keep = {*self.layers, self.anchor - 1} if with_cls_attention else set(self.layers)
+        solos = self.solos if self.training else 0
         with record_routing([self.vision_tower]) as routing:
-            states = self._hidden_states(images, keep, self.num_run_layers)
+            states = self._hidden_states(images.repeat(1 + solos, 1, 1, 1), keep, self.num_run_layers)
         hidden = torch.cat([states[layer] for layer in self.layers], dim=-1)
+        hidden, *alone = hidden.split(len(images))
         patches = hidden[:, 1:]
         return StudentFeatures(
             features=hidden if self.select_feature.endswith("cls_patch") else patches,
             patches=patches,
             cls=hidden[:, 0],
-            cls_attention=self._cls_attention(states) if with_cls_attention else None,
+            cls_attention=self._cls_attention(states)[: len(images)] if with_cls_attention else None,
             routing=tuple(routing),
+            solos=torch.stack([tokens[:, 1:] for tokens in alone]) if alone else None,
         )
 
     def _cls_attention(self, states: dict[int, Tensor]) -> Tensor:
@@ -108,10 +111,16 @@ class CLIPVisionTowerS2(CLIPVisionTower):
             for scale, count in zip(self.scales, counts, strict=True)
         ]
         encoded = super().encode(torch.cat(squares))
-        groups = encoded.patches.split([len(group) for group in squares])
+        patches = self._joined(encoded.patches, counts)
+        solos = None if encoded.solos is None else torch.stack([self._joined(one, counts) for one in encoded.solos])
+        return StudentFeatures(features=patches, patches=patches, routing=encoded.routing, solos=solos)
+
+    def _joined(self, patches: Tensor, counts: list[int]) -> Tensor:
+        """Of the squares of all scales, T * sum(counts**2) in all, to (T, N, D * scales)."""
+        tiles = len(patches) // sum(count**2 for count in counts)
+        groups = patches.split([tiles * count**2 for count in counts])
         grids = [self._pooled(group, count) for group, count in zip(groups, counts, strict=True)]
-        patches = torch.cat(grids, dim=1).flatten(2).transpose(1, 2)  # (T, N, D * scales)
-        return StudentFeatures(features=patches, patches=patches, routing=encoded.routing)
+        return torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
 
     def _pooled(self, patches: Tensor, count: int) -> Tensor:
         """(T * count**2, N, D) as one map per tile at the grid of a single square: (T, D, side, side)."""

@@ -20,6 +20,7 @@ from transformers import CLIPVisionConfig, SiglipVisionConfig
 from llava.model.checkpoint_gather import copy_into
 from llava.model.checkpoint_io import read_state_dict
 from llava.model.checkpoint_names import CLIP_MOLE, VISION_MODEL, tower_name
+from llava.model.multimodal_encoder.move_kd.mole import MoLE
 from llava.model.multimodal_encoder.move_kd.student import expert_parameters
 from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
 from llava.model.multimodal_encoder.vision_transformer import VisionConfig, VisionModule, VisionTransformer, side
@@ -60,6 +61,7 @@ class VisionTower(nn.Module):
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__()
         self.is_loaded = False
+        self.solos = 0
         self.vision_tower_name = vision_tower
         self.settings = TowerSettings.of(args)
         self.select_layer = self.settings.select_layer
@@ -89,6 +91,19 @@ class VisionTower(nn.Module):
         `with_cls_attention` fills `cls_attention`. Raises ValueError where the encoder has no class token.
         """
         raise NotImplementedError
+
+    def show_solos(self, count: int) -> None:
+        """While training, also give what the first `count` experts see, each alone: that many more passes.
+
+        Raises ValueError if there are fewer experts.
+        """
+        experts = [module for module in self.modules() if isinstance(module, MoLE)]
+        if count > min((module.config.experts for module in experts), default=0):
+            found = experts[0].config.experts if experts else "no"
+            raise ValueError(f"{count} teachers need as many experts of their own; the vision tower has {found}.")
+        self.solos = count
+        for module in experts:
+            module.solos = count
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """(T, 3, S, S) to (T, N', D) in the images' dtype; a list of (3, S, S) to a list of (1, N', D)."""

@@ -26,6 +26,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"kd_token_weights": "attention"},
     {"kd_token_weights": "release"},
     {"kd_anchor": "sibling"},
+    {"moe_encoder_num_experts": 4, "kd_experts": "own"},
     {"kd_heads": "teacher", "kd_teacher_weights": "similarity"},
     {"kd_heads": "teacher", "kd_teacher_weights": "release"},
     {"kd_balance": "pooled"},

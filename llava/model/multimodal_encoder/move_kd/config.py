@@ -14,6 +14,7 @@ Layers = Literal["used", "all"]
 Heads = Literal["student", "linear", "teacher", "interpolate"]
 Grid = Literal["unshuffle", "pool"]
 Balance = Literal["per_layer", "pooled"]
+Experts = Literal["shared", "own"]
 TokenRule = Literal["uniform", "attention", "attention_half", "release"]
 TeacherRule = Literal["uniform", "similarity", "release"]
 Recipe = Literal["release", "paper", "ours"]
@@ -150,6 +151,8 @@ class DistillConfig:
     `teacher` maps the teachers' features into the student's space as published, `interpolate` resizes them with no
     parameter.
     standardize: per channel, by running statistics over real images; statistics_steps: updates before they freeze.
+    experts: `shared` compares every teacher with what the router made of all experts, `own` gives the first teacher the
+    first expert for itself, the second the second: it is compared with what the student sees through that one alone.
     grid: how student-side heads see a finer teacher: its tokens stacked per student token, or averaged.
     blank_weight: the weight of pictures that stand in for none, 1 as released.
     """
@@ -161,6 +164,7 @@ class DistillConfig:
     anchor_share: float = 0.05
     anchor_is_target: bool = True
     heads: Heads = "student"
+    experts: Experts = "shared"
     grid: Grid = "unshuffle"
     standardize: bool = True
     statistics_steps: int | None = None
@@ -172,6 +176,7 @@ class DistillConfig:
         for name, kind in (
             ("balance", Balance),
             ("heads", Heads),
+            ("experts", Experts),
             ("grid", Grid),
             ("token_weights", TokenRule),
             ("teacher_weights", TeacherRule),

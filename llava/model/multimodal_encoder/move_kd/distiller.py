@@ -62,6 +62,8 @@ class Distiller(nn.Module):
                     f"{teachers[config.anchor].width} wide, with teachers in the student's space, {tower.hidden_size} "
                     "wide. Use another anchor, or teacher_weights='uniform'."
                 )
+            if config.experts == "own" and self.targets:
+                tower.show_solos(len(self.targets))
             shapes = {name: Shape.of(teachers[name]) for name in self.targets}
             self.adapters = build_alignments(shapes, Shape(self.grid, tower.hidden_size), config)
             used_layers = num_used_layers(tower.config.num_hidden_layers, tower.select_layer)
@@ -114,8 +116,14 @@ class Distiller(nn.Module):
         self.check_features(features)
         tile_index, weight = distill["tile_index"], distill["weight"].float()
         self.learn_statistics(features, weight)
-        patches = student.patches[tile_index]
-        pairs: dict[str, Pair] = {name: self.alignment(name)(patches, features[name]) for name in self.targets}
+        if student.solos is None:
+            seen = [student.patches[tile_index]] * len(self.targets)
+        else:
+            seen = [patches[tile_index] for patches in student.solos]
+        pairs: dict[str, Pair] = {
+            name: self.alignment(name)(patches, features[name])
+            for name, patches in zip(self.targets, seen, strict=True)
+        }
         tile_weight = self.soften(distill["tile_weight"].float())
         return DistillInputs(student, self.grid, features, pairs, tile_index, self.soften(weight), tile_weight)
 

@@ -110,6 +110,8 @@ class MoLE(nn.Module):
 
     One router looks at the MLP's input; both projections follow it. Parameter names are the published ones
     (`original_module`, `moe_down` for fc1, `moe_up` for fc2, `router`), with the experts stacked.
+    While `solos` is K and the module trains, its input is K + 1 equal parts of T tiles: the router decides for the
+    first, and the others pass through expert 0, 1, ... alone.
     """
 
     original_module: Any  # of CLIP, SigLIP or a test, so only what is called is known
@@ -123,6 +125,7 @@ class MoLE(nn.Module):
         self.moe_down = StackedLoRA(fc1.in_features, fc1.out_features, config, like=fc1.weight)
         self.moe_up = StackedLoRA(fc2.in_features, fc2.out_features, config, like=fc2.weight)
         self.record: list[Routing] | None = None
+        self.solos = 0
 
     def reset_parameters(self) -> None:
         """Draw router and experts anew; the MLP is left alone."""
@@ -135,9 +138,14 @@ class MoLE(nn.Module):
         logits = self.router(x)
         probs = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         choice = probs.detach().argmax(-1)
+        routed = len(x) // (1 + self.solos) if self.training else len(x)
         if self.training or self.record is not None:
-            self.keep(probs, choice)
-        gate = GATES[self.config.gate](probs, choice)
+            self.keep(probs[:routed], choice[:routed])
+        gate = GATES[self.config.gate](probs[:routed], choice[:routed])
+        if routed < len(x):
+            expert = torch.arange(self.solos, device=x.device).repeat_interleave(routed)
+            alone = F.one_hot(expert, self.config.experts).to(gate.dtype)
+            gate = torch.cat([gate, alone[:, None].expand(-1, x.shape[1], -1)])
         hidden = self.moe_down(x, gate, self.original_module.fc1(x))
         hidden = self.original_module.activation_fn(hidden)
         return self.moe_up(hidden, gate, self.original_module.fc2(hidden))

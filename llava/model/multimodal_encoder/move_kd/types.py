@@ -133,6 +133,7 @@ class StudentFeatures(NamedTuple):
     patches: (T, N, D) without the class token, row-major over the grid. cls: (T, D).
     cls_attention: (T, N) attention of the class token in the block that made `patches`, averaged over heads,
     given only where it was asked for. routing: one entry per expert layer that ran.
+    solos: (K, T, N, D) the patches of the first K experts, each alone, given only where they were asked for.
     """
 
     features: Tensor
@@ -140,6 +141,7 @@ class StudentFeatures(NamedTuple):
     cls: Tensor | None = None
     cls_attention: Tensor | None = None
     routing: tuple[Routing, ...] = ()
+    solos: Tensor | None = None
 
 
 class TeacherFeatures(NamedTuple):
