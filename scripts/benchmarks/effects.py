@@ -22,8 +22,11 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
 from llava.model.multimodal_encoder.move_kd.adapters import Shape, StudentHead, TeacherAdapter
+from llava.model.multimodal_encoder.move_kd.attention import cls_attention_row
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig, MoLEConfig
+from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 from llava.model.multimodal_encoder.move_kd.mole import MoLE
+from llava.model.multimodal_encoder.move_kd.objectives.base import weighted_mean
 from llava.model.multimodal_encoder.move_kd.objectives.router_balance import per_layer, pooled
 from llava.model.multimodal_encoder.move_kd.teachers.clip import Clip
 from llava.model.multimodal_encoder.move_kd.teachers.convnext import ConvNext
@@ -184,6 +187,35 @@ def token_shares() -> Row:
     return "27", "weight of a token with half of all attention, of 576 (0.17% is even)", cells[0], cells[1]
 
 
+def blanks() -> Row:
+    """In a batch of a picture and a text."""
+    shares = []
+    for recipe in ("release", "ours"):
+        run = SimpleNamespace(distill_config=DistillConfig.from_recipe(recipe))
+        errors = torch.ones(2, requires_grad=True)
+        weighted_mean(errors, Distiller.soften(run, torch.tensor([1.0, 0.0]))).backward()  # type: ignore[arg-type]
+        assert errors.grad is not None
+        shares.append(f"{errors.grad[1] / errors.grad.sum():.0%}")
+    return "30", "share of the distillation that a text's blank has beside one picture", shares[0], shares[1]
+
+
+def blank_pixels() -> Row:
+    released = processor(FULL.image).preprocess(torch.zeros(3, FULL.image, FULL.image), return_tensors="pt")
+    return "30", "mean value of a text's blank, as the tower sees it", f"{released['pixel_values'].mean():.2f}", "0"
+
+
+@torch.no_grad()
+def other_block() -> Row:
+    """Weights drawn from the map of a block and from that of the next one: what their tokens have in common."""
+    config = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_attention_heads=16)
+    config._attn_implementation = "sdpa"
+    block, following = CLIPEncoderLayer(config), CLIPEncoderLayer(config)
+    x = torch.randn(8, 577, 1024)
+    own, other = cls_attention_row(block, x), cls_attention_row(following, block(x, None))
+    alike = torch.stack([torch.corrcoef(torch.stack(maps))[0, 1] for maps in zip(own, other, strict=True)]).mean()
+    return "31", "correlation of a positive layer's token weights with its own block's", f"{abs(alike):.2f}", "1.00"
+
+
 def sam_order() -> Row:
     channels = torch.arange(256.0).view(1, 256, 1, 1).expand(1, 256, 64, 64)
     counts = [len(tokens[0, :, 0, 0].unique()) for tokens in (upstream_layout(channels.clone()), channels)]
@@ -236,6 +268,7 @@ def main() -> None:
     measures = (
         sam_order, router_gradient, balance, change_at_start, detached_weights, similarity_scale, neighbors,
         token_shares, position_weights, step_of_experts, eva_pixels, preparation, attention_maps, kept_for_backward,
+        blanks, blank_pixels, other_block,
     )  # fmt: skip
     print(table(("defect", "measured", "as released", "ours"), [measure() for measure in measures]))
 

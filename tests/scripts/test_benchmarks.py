@@ -112,3 +112,8 @@ def test_the_ledger_quotes_the_effects_that_are_measured(benchmarks: Any) -> Non
     assert f"{tied.removesuffix(' M')} of {whole} M parameters tied to one resolution" in ledger
     assert "{}, checkpointed {} |".format(*effects.kept_for_backward()[2:]) in ledger
     assert f"off by {effects.eva_pixels()[2]} on average" in ledger
+    assert f"a text's blank has {effects.blanks()[2]} of the distillation" in ledger
+    assert effects.blanks()[3] == "0%"
+    assert f"a blank's values are {effects.blank_pixels()[2]} on average" in ledger
+    assert float(effects.other_block()[2]) < 0.1
+    assert "those of the right block (correlation below 0.1), ours 1" in ledger
