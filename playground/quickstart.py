@@ -235,7 +235,7 @@ def answer_one(out: Path, line: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("playground/out"), help="folder of the run")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="quick", help="smoke only shows that it runs")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="quick", help="lab trains longer, smoke only shows that it runs")
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier run left, and start over")
     options = parser.parse_args()
     start = time.monotonic()

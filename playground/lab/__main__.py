@@ -133,7 +133,7 @@ def main() -> None:
         help=f"of {', '.join(ARMS)}; or all",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="quick")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="lab")
     parser.add_argument("--set", nargs="+", default=[], metavar="PART.ITEM=VALUE", help="another world or other pieces")
     parser.add_argument(
         "--split",

@@ -46,7 +46,7 @@ def read_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     for text in texts:
         name, _, value = text.partition("=")
         part, _, item = name.partition(".")
-        known = asdict(getattr(RECIPES["quick"], part)) if part in DECISIVE else {}
+        known = asdict(getattr(RECIPES["lab"], part)) if part in DECISIVE else {}
         if item not in known:
             there = f"{part} has {sorted(known)}" if known else f"the parts are {', '.join(DECISIVE)}"
             raise ValueError(f"--set {text}: expected PART.ITEM=VALUE, as in world.texture_period=8; {there}")

@@ -50,7 +50,7 @@ def test_the_lab_runs_each_arm_once_and_reports_it(tmp_path: Path) -> None:
 def flags_of(arm: Arm, stage: str) -> Mapping[str, list[str]]:
     """The last values of each flag."""
     found: dict[str, list[str]] = {}
-    for part in stages(arm, Shared(Path("/shared"), RECIPES["quick"]), 3, Path("/run"))[stage]:
+    for part in stages(arm, Shared(Path("/shared"), RECIPES["lab"]), 3, Path("/run"))[stage]:
         if part.startswith("--"):
             found[(name := part)] = []
         else:
@@ -108,15 +108,15 @@ def test_every_arm_is_in_a_table_and_compared_with_an_arm_that_exists() -> None:
 
 def test_settings_change_the_world_and_its_fingerprint(tmp_path: Path) -> None:
     settings = read_settings(["world.texture_period=8", "world.digits=0123", "clip.side=96"])
-    recipe = build_recipe("quick", settings)
+    recipe = build_recipe("lab", settings)
     assert (recipe.world.texture_period, recipe.clip.side) == (8, 96)
-    assert recipe.world.noise == RECIPES["quick"].world.noise
-    _, one = open_lab(tmp_path / "a", "quick", settings)
-    _, other = open_lab(tmp_path / "b", "quick", {})
+    assert recipe.world.noise == RECIPES["lab"].world.noise
+    _, one = open_lab(tmp_path / "a", "lab", settings)
+    _, other = open_lab(tmp_path / "b", "lab", {})
     assert one != other
     with pytest.raises(ValueError, match="texture_perriod"):
         read_settings(["world.texture_perriod=8"])
 
 
 def test_digits_given_as_a_number_stay_text() -> None:
-    assert build_recipe("quick", read_settings(["world.digits=1234"])).world.digits == "1234"
+    assert build_recipe("lab", read_settings(["world.digits=1234"])).world.digits == "1234"
