@@ -16,9 +16,9 @@ class Collator:
     """pad_token_id: None pads with 0. padding_side: "right" or "left". model_max_length: longer texts are cut first.
 
     Gives input_ids, labels and attention_mask (B, L), and `ids`, the names of the samples. With pictures also images,
-    (T, 3, H, W) if all are single tiles of one shape, else a list; image_sizes; modalities. With teachers' views also
-    `distill`: views {source key: stack of M results of Source.prepare}, tile_index (M,) into the T tiles of the batch
-    in reading order, weight (M,) and tile_weight (T,), float and 0 for blanks.
+    (T, 3, H, W) if all are single tiles of one shape, else a list; image_sizes; modalities; and `distill`:
+    views {source key: stack of M results of Source.prepare}, empty without teachers, tile_index (M,) into the T tiles
+    of the batch in reading order, weight (M,) and tile_weight (T,), float and 0 for blanks.
     """
 
     pad_token_id: int | None = None
@@ -45,8 +45,7 @@ class Collator:
             batch["images"] = stack_images([image for item in items for image in item["image"]])
             batch["image_sizes"] = [size for item in items for size in item["image_sizes"]]
             batch["modalities"] = [modality for item in items for modality in item["modalities"]]
-            if items[0]["views"]:
-                batch["distill"] = collate_views(items)
+            batch["distill"] = collate_views(items)
         return batch
 
     def _cut(self, ids: Tensor, item: Mapping[str, Any]) -> Tensor:

@@ -142,6 +142,10 @@ def test_a_teacher_with_an_expert_of_its_own_reaches_no_other_expert_and_no_rout
         assert not layer.router.weight.grad.any()
         for bank in (layer.moe_down, layer.moe_up):
             assert [bool(expert.any()) for expert in bank.expand_weight.grad] == [False, True, False]
+    swapped = build("ours", ("clip", "sam", "eva"), experts="own")
+    swapped.load_state_dict(distiller.state_dict())
+    again = swapped.distill_inputs(inputs.student, batch(), inputs.teachers)
+    torch.testing.assert_close(again.pairs["eva"].prediction, inputs.pairs["eva"].prediction)
     assert len(inputs.student.routing[0].choice) == len(inputs.student.patches)
     assert set(answer["terms"]) == {"lm", "balance", "kd/clip", "kd/eva", "kd/sam"}
 
@@ -245,6 +249,17 @@ def test_the_step_in_bfloat16_is_close_to_the_one_in_float32() -> None:
     for name in ("kd/clip", "kd/eva", "balance"):
         assert rounded[name].dtype == torch.float32
         assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
+def test_objectives_are_computed_in_float32_inside_autocast() -> None:
+    distiller = build("ours", ("clip", "eva"))
+    x, said = tokens(), features("clip", "eva")
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs = distiller.distill_inputs(distiller.student(x).vision, batch(), said)
+        terms = distiller(batch(), said, images=x)["terms"]
+    for name, (objective, weight) in distiller.objectives.items():
+        for part, value in objective(inputs).items():
+            torch.testing.assert_close(terms[f"{name}/{part}" if part else name], weight * value, rtol=1e-6, atol=0)
 
 
 def test_a_strangers_objective_needs_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -169,6 +169,15 @@ def test_batch_numbers_tiles_over_all_samples_and_blanks_weigh_nothing(tmp_path:
     assert distill["weight"].tolist() == [0, 1, 1, 1, 0]
 
 
+def test_blanks_weigh_nothing_without_teachers_too(tmp_path: Path) -> None:
+    draw(tmp_path / "b.png", 30, 30)
+    dataset = make_dataset([text_record(), picture_record("b.png")], tmp_path)
+    distill = Collator()([dataset[0], dataset[1]])["distill"]
+    assert distill["tile_weight"].tolist() == [0, 1]
+    assert distill["views"] == {}
+    assert len(distill["tile_index"]) == 0
+
+
 class Stored:
     """A source that gives a dict, as a feature cache does."""
 

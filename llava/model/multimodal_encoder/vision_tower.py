@@ -100,7 +100,10 @@ class VisionTower(nn.Module):
         experts = [module for module in self.modules() if isinstance(module, MoLE)]
         if count > min((module.config.experts for module in experts), default=0):
             found = experts[0].config.experts if experts else "no"
-            raise ValueError(f"{count} teachers need as many experts of their own; the vision tower has {found}.")
+            raise ValueError(
+                f"{count} teachers need as many experts of their own; the vision tower has {found}. "
+                "Set --moe_encoder_num_experts, or leave out --kd_experts own."
+            )
         self.solos = count
         for module in experts:
             module.solos = count

@@ -151,8 +151,8 @@ class DistillConfig:
     `teacher` maps the teachers' features into the student's space as published, `interpolate` resizes them with no
     parameter.
     standardize: per channel, by running statistics over real images; statistics_steps: updates before they freeze.
-    experts: `shared` compares every teacher with what the router made of all experts, `own` gives the first teacher the
-    first expert for itself, the second the second: it is compared with what the student sees through that one alone.
+    experts: `shared` compares every teacher with what the router made of all experts, `own` gives each teacher one of
+    them for itself, in alphabetical order: it is compared with what the student sees through that one alone.
     grid: how student-side heads see a finer teacher: its tokens stacked per student token, or averaged.
     blank_weight: the weight of pictures that stand in for none, 1 as released.
     """

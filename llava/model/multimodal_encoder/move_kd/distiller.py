@@ -89,15 +89,16 @@ class Distiller(nn.Module):
         unread: Tensor | float = 0.0
         if self.objectives and answer.vision is not None:
             inputs, read = self.distill_inputs(answer.vision, distill, features), set[str]()
-            for name, (objective, weight) in self.objectives.items():
-                for part, value in objective(inputs).items():
-                    if not isinstance(value, Tensor) or value.ndim:
-                        raise ValueError(f"objective {name!r} must give scalar tensors; its {part!r} is no scalar")
-                    terms[f"{name}/{part}" if part else name] = weight * value
-                    read.add(part)
-            unread = zero_of(pair for name, pair in inputs.pairs.items() if name not in read)
-            if self.collect_metrics:
-                metrics = self.measure(inputs)
+            with torch.autocast(answer.loss.device.type, enabled=False):
+                for name, (objective, weight) in self.objectives.items():
+                    for part, value in objective(inputs).items():
+                        if not isinstance(value, Tensor) or value.ndim:
+                            raise ValueError(f"objective {name!r} must give scalar tensors; its {part!r} is no scalar")
+                        terms[f"{name}/{part}" if part else name] = weight * value
+                        read.add(part)
+                unread = zero_of(pair for name, pair in inputs.pairs.items() if name not in read)
+                if self.collect_metrics:
+                    metrics = self.measure(inputs)
         elif self.targets and self.training:
             raise ValueError("the student encoded no image in this step; text-only batches need a blank tile.")
         loss = sum(terms.values()) + unread
@@ -117,13 +118,11 @@ class Distiller(nn.Module):
         tile_index, weight = distill["tile_index"], distill["weight"].float()
         self.learn_statistics(features, weight)
         if student.solos is None:
-            seen = [student.patches[tile_index]] * len(self.targets)
-        else:
-            seen = [patches[tile_index] for patches in student.solos]
-        pairs: dict[str, Pair] = {
-            name: self.alignment(name)(patches, features[name])
-            for name, patches in zip(self.targets, seen, strict=True)
-        }
+            seen = dict.fromkeys(self.targets, student.patches[tile_index])
+        else:  # by name, so that teachers given in another order find their experts again
+            solos = zip(sorted(self.targets), student.solos, strict=True)
+            seen = {name: patches[tile_index] for name, patches in solos}
+        pairs: dict[str, Pair] = {name: self.alignment(name)(seen[name], features[name]) for name in self.targets}
         tile_weight = self.soften(distill["tile_weight"].float())
         return DistillInputs(student, self.grid, features, pairs, tile_index, self.soften(weight), tile_weight)
 
