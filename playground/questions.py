@@ -11,7 +11,7 @@ import numpy as np
 
 from playground.world import COLORS, COLUMNS, GLYPHS, GRID, ROWS, SHAPES, SIZES, TEXTURES, Scene, Thing
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five")
+NUMBERS = ("zero", "one", "two", "three", "four", "five")  # MOST_THINGS and below
 KINDS = ("color", "shape", "texture", "digit", "size", "count", "row", "column", "exist", "relation")
 VISUAL_KINDS = KINDS[:6]
 EMPTY = "empty"

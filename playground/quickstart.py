@@ -83,7 +83,7 @@ class Pipeline:
     def run(self, steps: Sequence[Step]) -> None:
         """Raises CommandFailed naming the log of the step that failed."""
         self.steps = {step.name: step for step in steps}
-        waiting = [step for step in steps if not self.stamps.is_done(step.name, self._fingerprint(step.name))]
+        waiting = [s for s in steps if not self.stamps.is_done(s.name, self._fingerprint(s.name), s.output)]
         for step in steps:
             if step not in waiting:
                 print(f"{step.title}: already there")
@@ -235,7 +235,9 @@ def answer_one(out: Path, line: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("playground/out"), help="folder of the run")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="quick", help="lab trains longer, smoke only shows that it runs")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="quick", help="lab trains longer, smoke only shows that it runs"
+    )
     parser.add_argument("--fresh", action="store_true", help="remove what an earlier run left, and start over")
     options = parser.parse_args()
     start = time.monotonic()

@@ -9,16 +9,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stamps:
-    """folder: of the run. A step counts as done only while its stamp's fingerprint is the one asked for."""
+    """folder: of the run. A step counts as done only while its stamp's fingerprint is the one asked for and what it
+    made is there."""
 
     folder: Path
 
     def _path(self, step: str) -> Path:
         return self.folder / "steps" / f"{step}.json"
 
-    def is_done(self, step: str, fingerprint: str) -> bool:
+    def is_done(self, step: str, fingerprint: str, output: Path) -> bool:
         stamp = self._read(step)
-        return stamp.get("fingerprint") == fingerprint and stamp.get("done") is True
+        return stamp.get("fingerprint") == fingerprint and stamp.get("done") is True and output.exists()
 
     def begin(self, step: str, fingerprint: str, output: Path) -> None:
         """What another fingerprint left in `output` is removed; what the same one left is kept, to be resumed."""

@@ -33,6 +33,7 @@ SIZES = ("small", "big")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 GRID = 3
+MOST_THINGS = 5  # of a scene; questions have words for numbers up to it
 
 GLYPHS: dict[str, tuple[str, ...]] = {
     "0": ("111", "101", "101", "101", "111"),
@@ -72,12 +73,29 @@ class WorldConfig:
     heldout_percent: int = 10
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_things <= self.max_things <= GRID * GRID:
-            raise ValueError(f"things per scene: asked for {self.min_things} to {self.max_things}; a grid has 1 to 9")
+        if not 1 <= self.min_things <= self.max_things <= MOST_THINGS:
+            raise ValueError(
+                f"things per scene: asked for {self.min_things} to {self.max_things}; there can be 1 to {MOST_THINGS}"
+            )
         if unknown := set(self.digits) - set(GLYPHS):
             raise ValueError(f"digits {sorted(unknown)} have no glyph; there are {''.join(GLYPHS)}")
         if self.big_radius + self.jitter > self.cell / 2:
             raise ValueError(f"radius {self.big_radius} and jitter {self.jitter} leave a cell of {self.cell} pixels")
+        if not self.digits or not 0 < self.digit_probability <= 1 or not 1 <= self.digit_dot <= self.cell // 6:
+            raise ValueError(
+                f"digits {self.digits!r}, probability {self.digit_probability}, dots of {self.digit_dot} pixels: "
+                f"questions ask for digits, so there must be some, with dots of 1 to {self.cell // 6} pixels"
+            )
+        if not (self.texture_period >= 1 and 0 <= self.noise <= 1 and self.seed >= 0):
+            raise ValueError(
+                f"texture_period {self.texture_period} must be at least 1, noise {self.noise} lie between 0 and 1, and "
+                f"seed {self.seed} not be negative"
+            )
+        if not isinstance(self.background, list | tuple) or len(self.background) != 2:
+            raise ValueError(f"background {self.background} must be two numbers, the darkest and the lightest")
+        shares = (self.validation_percent, self.heldout_percent)
+        if min(shares) < 1 or sum(shares) > 90:
+            raise ValueError(f"validation and held-out scenes: {shares} percent; each needs 1, both have at most 90")
 
     @property
     def side(self) -> int:

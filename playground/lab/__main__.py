@@ -7,6 +7,7 @@ command runs it again. Afterwards DIR/report holds the tables and the plots of e
 """
 
 import argparse
+import fcntl
 import json
 import os
 import queue
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,17 @@ class Job:
 
 def slots() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Raises ValueError if another lab is at work in this folder."""
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another lab is at work in {out}; wait for it, or choose another --out") from None
+        yield
 
 
 def is_current(row: Row, shared: Shared, out: Path, world: str) -> bool:
@@ -143,21 +156,24 @@ def main() -> None:
     )
     parser.add_argument("--slots", type=int, default=slots(), help="runs at a time")
     options = parser.parse_args()
+    if options.slots < 1:
+        parser.error(f"--slots {options.slots}: at least one run at a time")
     out = options.out.resolve()
+    arms = list(ARMS) if "all" in options.arms else options.arms
+    # Whole seeds first: comparisons are paired.
+    jobs = dict.fromkeys(Job(arm, seed) for seed in options.seeds for arm in arms)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is stopped too
     try:
         shared, world = open_lab(out, options.recipe, read_settings(options.set))
-        make_shared(out, options.slots)
+        with alone_in(out):
+            make_shared(out, options.slots)
+            rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
+            done = {Job(row.arm, row.seed) for row in rows}
+            failed = Queue(out, [job for job in jobs if job not in done]).run(options.slots)
     except (ValueError, CommandFailed) as problem:
         sys.exit(str(problem))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is stopped too
-    arms = list(ARMS) if "all" in options.arms else options.arms
-    jobs = [Job(arm, seed) for seed in options.seeds for arm in arms]  # whole seeds first: comparisons are paired
-    rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
-    done = {Job(row.arm, row.seed) for row in rows}
-    try:
-        failed = Queue(out, [job for job in jobs if job not in done]).run(options.slots)
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on with the runs that are not finished")
+        sys.exit("\nstopped; the same command goes on with what is not finished")
     rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
     if rows:
         write_priors(out, shared.folder / "data")

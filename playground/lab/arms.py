@@ -1,4 +1,4 @@
-"""What is compared: each arm is one way to train, and differs from the arm it is `against` in one thing.
+"""What is compared: each arm is one way to train; its title says in what it differs from the arm it is `against`.
 
 All arms share scenes, pieces, steps and learning rates; what an arm changes stands in its entry and nowhere else.
 """
@@ -188,8 +188,9 @@ TUNING = (
             against="baseline",
             rates=(rate, tower),
         )
-        for rate, tower in ((0.5, 1.0), (2.0, 1.0), (1.0, 0.3), (1.0, 3.0), (0.5, 0.3), (0.5, 0.15))
+        for rate, tower in ((0.5, 1.0), (2.0, 1.0), (2.0, 2.0), (1.0, 0.3), (1.0, 3.0), (0.5, 0.3), (0.5, 0.15))
     ),
+    replace(BASELINE, name="tune-long", title="twice the steps", against="baseline", length=2.0),
     *(
         replace(
             BASELINE, name=f"tune-pretrain-{factor}", title=f"stage 1 x {factor}", against="baseline", pretrain=factor

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
-from llava.model.multimodal_encoder.move_kd.grids import unshuffle, unshuffle_factor
+from llava.model.multimodal_encoder.move_kd.grids import to_grid, unshuffle, unshuffle_factor
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
 from llava.model.multimodal_encoder.move_kd.types import StudentFeatures
 
@@ -42,8 +42,9 @@ class TeachersTower(CLIPVisionTower):
 
     def seen(self, teacher: FrozenTeacher, pixels: Tensor) -> Tensor:
         """(T, N, f * f * D) standardized per picture and token, so that no teacher drowns the others."""
-        answer = teacher(pixels)
-        stacked = unshuffle(answer.patches, answer.grid, self.factor(teacher))
+        answer, factor = teacher(pixels), self.factor(teacher)
+        side = factor * self.num_patches_per_side
+        stacked = unshuffle(to_grid(answer.patches, answer.grid, (side, side)), (side, side), factor)
         return F.layer_norm(stacked.float(), stacked.shape[-1:])
 
     def factor(self, teacher: FrozenTeacher) -> int:

@@ -114,7 +114,9 @@ def _preface(rows: Sequence[Row], split: str) -> str:
         "`against`, from the seeds that both have (pairs); p is of the paired t test, then adjusted after Holm for "
         "the comparisons of its table. By kind of question: mean ± standard deviation over seeds. Share of the gap: "
         "percent, with bootstrap intervals over seeds; no gap where the ceiling is not surely above the baseline. "
-        "Core s: processor seconds of both training stages.\n\n"
+        "Core s: processor seconds of the training process in both stages, median over seeds. The claims of the ladder "
+        "are judged by intervals that hold for all rungs at once (Bonferroni, 95 %): confirmed, refuted (on the other "
+        "side of 0, or short of 0.2 points), or undecided.\n\n"
         f"Versions: {made}."
     )
 

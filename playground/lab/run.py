@@ -6,6 +6,7 @@ Everything happens in this process; what it found is written to DIR/runs/ARM-SEE
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import shutil
@@ -31,7 +32,7 @@ from playground.lab.ceiling import TeachersTower
 from playground.lab.results import Row
 from playground.llava_data import QUESTION_SPLITS
 from playground.recipe import Recipe, StageTraining
-from playground.stages import EARLY_TOWER, finetune_flags, pretrain_flags, teacher_spec
+from playground.stages import EARLY_TOWER, ROOT, finetune_flags, pretrain_flags, teacher_spec
 
 PLUGINS = Path(__file__).with_name("plugins")
 PARTS = {
@@ -189,7 +190,16 @@ def portable(commands: Mapping[str, Sequence[str]], shared: Shared, folder: Path
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "numpy")}}
+    libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"python": platform.python_version(), **libraries, "source": digest_of_source()}
+
+
+def digest_of_source() -> str:
+    """Of every Python file of llava and playground: rows of one digest were made by one and the same code."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in ("llava", "playground") for path in (ROOT / name).rglob("*.py")):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def main() -> None:

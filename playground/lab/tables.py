@@ -5,7 +5,8 @@ Everything is in points (percent of right answers) and over the rows of one worl
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from itertools import pairwise
+from statistics import fmean, median, stdev
 from typing import NamedTuple, Protocol
 
 from llava.eval.compare import table
@@ -19,7 +20,7 @@ SMALLEST_STEP = 0.2  # points; a step that is surely smaller than this is refute
 
 
 class Entry(Protocol):
-    """What a table says of an arm: its title, and the arm that it differs from in one thing."""
+    """What a table says of an arm: its title, and the arm that it is compared with."""
 
     @property
     def title(self) -> str: ...
@@ -32,12 +33,16 @@ Arms = Mapping[str, Entry]
 
 
 class Comparison(NamedTuple):
-    """Points that one arm is above another. seeds: those of both. interval and p are nan for a single one."""
+    """Points that one arm is above another. values: by seed of both. interval and p are nan for a single one."""
 
-    seeds: tuple[int, ...]
+    values: Mapping[int, float]
     mean: float
     interval: Interval
     p: float
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.values)
 
 
 def compare(rows: Sequence[Row], arm: str, against: str, split: str, measure: str = VISUAL) -> Comparison | None:
@@ -46,15 +51,15 @@ def compare(rows: Sequence[Row], arm: str, against: str, split: str, measure: st
     if not found:
         return None
     values = list(found.values())
-    return Comparison(tuple(found), fmean(values), t_interval(values), paired_t_test(values))
+    return Comparison(found, fmean(values), t_interval(values), paired_t_test(values))
 
 
 # -- the tables
 
 
 def scores_table(rows: Sequence[Row], names: Sequence[str], arms: Arms, split: str = "heldout") -> str:
-    """Each arm's scores and how far it is above the arm it differs from in one thing; p also after Holm over the
-    comparisons of this table."""
+    """Each arm's scores and how far it is above the arm it is compared with; p also after Holm over the comparisons
+    of this table."""
     run = _with_rows(rows, names)
     found = [_compare_as_declared(rows, name, arms, split) for name in run]
     held = holm([math.nan if one is None else one.p for one in found])
@@ -110,37 +115,40 @@ def ladder_table(
     """Each rung against the one before, beside the paper's own step. paper_steps: points by rung; a rung without one
     is expected to help."""
     run = _with_rows(rows, rungs)
+    steps = {name: compare(rows, name, below, split) for below, name in pairwise(rungs) if name in run}
+    held = holm([math.nan if step is None else step.p for step in steps.values()])
+    adjusted = dict(zip(steps, held, strict=True))
     body = []
-    for place, name in enumerate(rungs):
-        if name not in run:
-            continue
+    for name in run:
         visual = list(points(rows, name, VISUAL, split).values())
         scores = [arms[name].title, str(len(visual)), _mean_between(fmean(visual), t_interval(visual))]
-        if not place:
-            body.append([*scores, *[NOTHING] * 5])
+        if name not in steps:
+            body.append([*scores, *[NOTHING] * 6])
             continue
-        step, paper = compare(rows, name, rungs[place - 1], split), paper_steps.get(name)
-        seeds, p = (NOTHING, NOTHING) if step is None else (str(len(step.seeds)), _probability(step.p))
+        step, paper = steps[name], paper_steps.get(name)
+        cells = _comparison_cells(step, adjusted[name], True)
         published = NOTHING if paper is None else f"{paper:+.1f}"
-        body.append([*scores, _signed_between(step), seeds, p, published, verdict(step, paper or 0.0)])
-    headers = ("rung", "seeds", VISUAL, "step", "pairs", "p", "paper's step", "the paper's claim")
+        body.append([*scores, *cells, published, verdict(step, paper or 0.0, len(steps))])
+    headers = ("rung", "seeds", VISUAL, "step", "pairs", "p", "p (Holm)", "paper's step", "the claim, here")
     return _with_missing(table(headers, body), rungs, run, arms)
 
 
-def verdict(step: Comparison | None, paper: float) -> str:
-    """Of a claimed step, which points up unless the paper's own points down. Confirmed: the 95 % interval lies on the
-    claimed side of 0. Refuted: it lies on the other side, or wholly short of SMALLEST_STEP on the claimed one."""
+def verdict(step: Comparison | None, paper: float, comparisons: int) -> str:
+    """Of a claimed step, which points up unless the paper's own points down, by an interval that holds for all
+    `comparisons` at once (Bonferroni, 95 %). Confirmed: it lies on the claimed side of 0. Refuted: on the other side,
+    or wholly short of SMALLEST_STEP on the claimed one."""
     if step is None or len(step.seeds) < 2:
         return "undecided"
-    low, high = step.interval if paper >= 0 else (-step.interval.high, -step.interval.low)
+    low, high = t_interval(list(step.values.values()), confidence=1 - 0.05 / comparisons)
+    low, high = (low, high) if paper >= 0 else (-high, -low)
     if low > 0:
         return "confirmed"
     return "refuted" if high < SMALLEST_STEP else "undecided"
 
 
 def core_seconds(rows: Sequence[Row], arm: str) -> float:
-    """Processor time of both stages of training, mean over seeds."""
-    return fmean(row.core_seconds["stage1"] + row.core_seconds["stage2"] for row in rows if row.arm == arm)
+    """Processor time of both stages of training, without the process that reads data: median over seeds."""
+    return median(row.core_seconds["stage1"] + row.core_seconds["stage2"] for row in rows if row.arm == arm)
 
 
 # -- cells

@@ -67,11 +67,12 @@ def build_recipe(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Recipe
 
 
 def open_lab(out: Path, recipe: str, settings: Mapping[str, Mapping[str, Any]]) -> tuple[Shared, str]:
-    """The lab in `out`, made or found. Raises ValueError if another recipe was begun there."""
+    """The lab in `out`, made or found. Raises ValueError for a recipe that cannot be, or if another was begun there."""
     wanted = {"recipe": recipe, "settings": settings}
     path = out / "lab.json"
     if path.exists() and json.loads(path.read_text()) != wanted:
         raise ValueError(f"{out} is a lab of {path.read_text()}, not of {json.dumps(wanted)}; choose another --out")
+    build_recipe(recipe, settings)  # before anything is written: the folder would remember what cannot be
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted))
     return load_shared(out)
@@ -94,13 +95,15 @@ class Making:
     def fingerprint(self, piece: str) -> str:
         return self.shared.recipe.fingerprint(*PIECES[piece][0])
 
+    def output(self, piece: str) -> Path:
+        kind = piece.removeprefix("teacher-")
+        return self.shared.folder / ("teachers" if piece == "truth" or kind != piece else "") / kind
+
     def is_done(self, piece: str) -> bool:
-        return self.stamps.is_done(piece, self.fingerprint(piece))
+        return self.stamps.is_done(piece, self.fingerprint(piece), self.output(piece))
 
     def begin(self, piece: str) -> None:
-        kind = piece.removeprefix("teacher-")
-        folder = self.shared.folder / ("teachers" if piece == "truth" or kind != piece else "") / kind
-        self.stamps.begin(piece, self.fingerprint(piece), folder)
+        self.stamps.begin(piece, self.fingerprint(piece), self.output(piece))
 
     def finish(self, piece: str, seconds: float) -> None:
         self.stamps.finish(piece, self.fingerprint(piece), seconds)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from playground.lab.__main__ import alone_in
 from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES, Arm
 from playground.lab.results import read_rows
 from playground.lab.run import Shared, stages
 from playground.lab.world import build_recipe, open_lab, read_settings
 from playground.questions import KINDS
 from playground.recipe import RECIPES
+from playground.steps import Stamps
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ("baseline", "release", "ours", "truth", "ceiling")
@@ -116,6 +118,34 @@ def test_settings_change_the_world_and_its_fingerprint(tmp_path: Path) -> None:
     assert one != other
     with pytest.raises(ValueError, match="texture_perriod"):
         read_settings(["world.texture_perriod=8"])
+
+
+def test_a_setting_that_is_refused_leaves_the_folder_to_the_next_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there can be 1 to 5"):
+        open_lab(tmp_path, "lab", read_settings(["world.max_things=9"]))
+    open_lab(tmp_path, "lab", {})
+
+
+def test_one_lab_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another lab is at work"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_lab_without_slots_is_refused(tmp_path: Path) -> None:
+    refused = lab(tmp_path, "--slots", "0")
+    assert refused.returncode == 2
+    assert "at least one run at a time" in refused.stderr
+
+
+def test_what_was_made_and_is_gone_is_made_again(tmp_path: Path) -> None:
+    stamps, output = Stamps(tmp_path), tmp_path / "piece"
+    output.mkdir()
+    stamps.finish("piece", "a", 1.0)
+    assert stamps.is_done("piece", "a", output)
+    output.rmdir()
+    assert not stamps.is_done("piece", "a", output)
 
 
 def test_digits_given_as_a_number_stay_text() -> None:

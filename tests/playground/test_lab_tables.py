@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llava.eval.statistics import Interval
+from llava.eval.statistics import Interval, t_quantile
 from playground.lab.results import Row
 from playground.lab.tables import Comparison, compare, kinds_table, ladder_table, recovery_table, scores_table, verdict
 from tests.playground.lab_rows import PRIORS, Arm, cells, row
@@ -116,17 +116,21 @@ def test_the_gap_recovered_is_a_ratio_of_sums_over_seeds() -> None:
     ],
 )
 def test_a_step_is_judged_by_its_interval(low: float, high: float, paper: float, expected: str) -> None:
-    assert verdict(Comparison((0, 1), (low + high) / 2, Interval(low, high), 0.5), paper) == expected
+    middle, half = (low + high) / 2, (high - low) / 2 / t_quantile(0.95, 1)
+    step = Comparison({0: middle - half, 1: middle + half}, middle, Interval(low, high), 0.5)
+    assert verdict(step, paper, 1) == expected
+    if expected == "confirmed":
+        assert verdict(step, paper, 5) == "undecided"  # its interval must hold with four others
 
 
 def test_the_ladder_compares_each_rung_with_the_one_before() -> None:
     rows = runs(plain=(50, 51, 52), release=(54, 55, 56.1), ours=(54,))
     lines = cells(ladder_table(rows, ("plain", "release", "ours"), ARMS, {"release": 0.4}))
-    assert lines["LLaVA"]["the paper's claim"] == "–"
+    assert lines["LLaVA"]["the claim, here"] == "–"
     first, second = lines["as released"], lines["ours"]
-    assert (first["step"], first["paper's step"], first["the paper's claim"]) == (
+    assert (first["step"], first["paper's step"], first["the claim, here"]) == (
         "+4.0 [+3.9, +4.2]",
         "+0.4",
         "confirmed",
     )
-    assert (second["step"], second["p"], second["the paper's claim"]) == ("+0.0", "one seed", "undecided")
+    assert (second["step"], second["p"], second["the claim, here"]) == ("+0.0", "one seed", "undecided")

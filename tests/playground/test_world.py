@@ -75,7 +75,20 @@ def test_the_owner_map_marks_each_thing_in_its_own_cell() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"max_things": 10}, "10"), ({"digits": "0x"}, "x"), ({"big_radius": 15.0}, "15.0")],
+    [
+        ({"max_things": 6}, "to 6; there can be 1 to 5"),
+        ({"digits": "0x"}, "x"),
+        ({"digits": ""}, "there must be some"),
+        ({"digit_probability": 0.0}, "probability 0.0"),
+        ({"digit_dot": 6}, "dots of 6"),
+        ({"big_radius": 15.0}, "15.0"),
+        ({"texture_period": 0}, "texture_period 0"),
+        ({"noise": float("nan")}, "noise nan"),
+        ({"seed": -1}, "seed -1"),
+        ({"background": 0.3}, "two numbers"),
+        ({"heldout_percent": 0}, "0"),
+        ({"validation_percent": 50, "heldout_percent": 45}, "at most 90"),
+    ],
 )
 def test_a_world_that_cannot_be_drawn_is_refused(changes: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
