@@ -296,10 +296,52 @@ def test_a_spec_that_vouches_for_the_digest_needs_no_weights(tmp_path: Path) -> 
     teacher = live(spec)
     write(tmp_path / "cache", teacher, views(1))
     shutil.rmtree(tmp_path / "sam")
-    (cached,) = open_cached_teachers([f"sam:digest={teacher.digest[:16]}"], str(tmp_path / "cache")).values()
+    vouched = f"sam:size=64,digest={teacher.digest[:16]}"
+    (cached,) = open_cached_teachers([vouched], str(tmp_path / "cache")).values()
     assert cached.digest == teacher.digest
     with pytest.raises(CacheError, match="the run weights 000000000000"):
-        open_cached_teachers(["sam:digest=000000000000"], str(tmp_path / "cache"))
+        open_cached_teachers(["sam:size=64,digest=000000000000"], str(tmp_path / "cache"))
+
+
+def test_a_vouched_digest_leaves_every_other_check_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eva teacher is 64 px by its spec, 1024 px by default; its weights are the same at either size."""
+    spec = make_case("eva", tmp_path)
+    teacher = live(spec)
+    write(tmp_path / "cache", teacher, views(1))
+    vouched = f"{spec},digest={teacher.digest[:16]}"
+    cases = {
+        vouched.replace("size=64", "size=128"): "the run source 128px",
+        vouched.replace("size=64,", ""): "the run source 1024px",
+        f"{vouched},fit=crop": "the run source 64px_crop",
+        f"{vouched},mean=half": "the run source 64px_student_127-127-127",
+        f"{vouched},window=4": "the run options .*'window': '4'",
+    }
+    for changed, message in cases.items():
+        with pytest.raises(CacheError, match=message):
+            open_cached_teachers([changed], str(tmp_path / "cache"))
+    with pytest.raises(CacheError, match="the run source 64px_student_122-116-104"):
+        open_cached_teachers([vouched], str(tmp_path / "cache"), released=True)
+    assert open_cached_teachers([vouched], str(tmp_path / "cache"))["eva"].digest == teacher.digest
+    monkeypatch.setattr(type(teacher), "version", type(teacher).version + 1)
+    with pytest.raises(CacheError, match="version 2, the run version 3"):
+        open_cached_teachers([vouched], str(tmp_path / "cache"))
+
+
+def test_of_several_caches_of_one_digest_the_fitting_one_is_found(tmp_path: Path) -> None:
+    """What only the checkpoint knows, as CLIP's own size, comes from the cache; two of them need a word more."""
+    spec = make_case("clip", tmp_path)
+    for size in (28, 14, 21):
+        teacher = live(f"{spec},size={size}")
+        write(tmp_path / "cache", teacher, views(1))
+        vouched = f"clip:digest={teacher.digest[:16]}"
+        (cached,) = open_cached_teachers([f"{vouched},size={size}"], str(tmp_path / "cache")).values()
+        assert cached.grid == teacher.grid == (size // 7, size // 7)
+        if size == 28:
+            assert open_cached_teachers([vouched], str(tmp_path / "cache"))["clip"].grid == (4, 4)
+    with pytest.raises(CacheError, match=r"all fit teacher 'clip'; add size="):
+        open_cached_teachers([vouched], str(tmp_path / "cache"))
+    with pytest.raises(CacheError, match=r"options \{'layer': '2'\}, the run options \{'layer': '1'\}"):
+        open_cached_teachers([f"{vouched},layer=1"], str(tmp_path / "cache"))
 
 
 def test_missing_caches_and_teachers_are_named(tmp_path: Path) -> None:

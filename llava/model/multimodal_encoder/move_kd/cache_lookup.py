@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from llava.model.multimodal_encoder.move_kd.cache import CachedTeacher, CacheError, Grid, Manifest, TeacherCache
-from llava.model.multimodal_encoder.move_kd.teachers import TeacherSpec, build_teacher, parse_specs
+from llava.model.multimodal_encoder.move_kd.teachers import (
+    TeacherSpec,
+    build_teacher,
+    parse_specs,
+    vouched_signature,
+)
 from llava.model.multimodal_encoder.move_kd.teachers.base import BuildContext
 
 
@@ -42,7 +47,8 @@ def open_cached_teachers(
 ) -> dict[str, CachedTeacher]:
     """Cached teachers by name, each checked against its weights: they are loaded once, on the host, and dropped.
 
-    A spec with `digest=` vouches for its weights; they need not be there then. location: see `parse_location`.
+    A spec with `digest=` vouches for its weights; they need not be there then, and what they alone say (such as a
+    size that neither spec nor defaults give) is taken from the cache. location: see `parse_location`.
     Raises CacheError if a cache is missing, stale, incomplete or pooled without being asked for.
     """
     directory, pooled = parse_location(location)
@@ -50,8 +56,7 @@ def open_cached_teachers(
     context = BuildContext(dtype=dtype, student_tower=student_tower)
     teachers = {}
     for spec in parse_specs(specs, released=released):
-        wanted = _wanted(spec, context) if spec.digest is None else _vouched(spec, context)
-        folder = _match(spec, wanted | {"pooled": pooled}, found, directory)
+        folder = _match(spec, context, pooled, found, directory)
         teachers[spec.name] = CachedTeacher(spec.name, TeacherCache(folder))
     return teachers
 
@@ -63,30 +68,32 @@ def _manifests(directory: Path) -> dict[Path, Manifest]:
     return {folder: Manifest.read(folder) for folder in folders}
 
 
-def _wanted(spec: TeacherSpec, context: BuildContext) -> dict[str, Any]:
+def _wanted(spec: TeacherSpec, context: BuildContext, manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """What the cache of this teacher must say, for each of `manifests`: where the spec vouches for the weights, what
+    they alone decide is as that cache has it."""
+    if spec.digest is not None:
+        return [vouched_signature(spec, context, it.teacher) | {"digest": spec.digest} for it in manifests]
     teacher = build_teacher(spec, context)
-    return {**teacher.signature(), "digest": teacher.digest}
+    return [teacher.signature() | {"digest": teacher.digest}] * len(manifests)
 
 
-def _vouched(spec: TeacherSpec, context: BuildContext) -> dict[str, Any]:
-    """What the spec itself says; the rest is taken from the cache whose digest it names."""
-    said: dict[str, Any] = {"kind": spec.kind, "digest": spec.digest}
-    said["dtype"] = str(spec.dtype or context.dtype).removeprefix("torch.")
-    said |= {key: list(value) for key, value in (("mean", spec.mean), ("std", spec.std)) if value is not None}
-    return said
-
-
-def _match(spec: TeacherSpec, wanted: Mapping[str, Any], found: Mapping[Path, Manifest], directory: Path) -> Path:
-    """The folder that agrees in everything wanted. Raises CacheError with what each candidate differs in."""
-    reasons = []
-    for folder, manifest in found.items():
-        if manifest.teacher["kind"] != spec.kind:
-            continue
-        differences = _differences(wanted, manifest)
-        if not differences:
-            return folder
-        reasons.append(f"{folder.name} has {'; '.join(differences)}")
-    there = "\n  ".join(reasons) or f"there are caches of {sorted({m.teacher['kind'] for m in found.values()})} only"
+def _match(
+    spec: TeacherSpec, context: BuildContext, pooled: Grid | None, found: Mapping[Path, Manifest], directory: Path
+) -> Path:
+    """The one folder that agrees in everything. Raises CacheError with what each candidate differs in."""
+    folders = [folder for folder, manifest in found.items() if manifest.teacher["kind"] == spec.kind]
+    wanted = _wanted(spec, context, [found[folder] for folder in folders])
+    differences = {
+        folder: _differences(values | {"pooled": pooled}, found[folder])
+        for folder, values in zip(folders, wanted, strict=True)
+    }
+    fitting = [folder.name for folder in folders if not differences[folder]]
+    if len(fitting) > 1:
+        raise CacheError(f"{', '.join(fitting)} in {directory} all fit teacher {spec.name!r}; add size=... to its spec")
+    if fitting:
+        return directory / fitting[0]
+    there = "\n  ".join(f"{folder.name} has {'; '.join(reasons)}" for folder, reasons in differences.items())
+    there = there or f"there are caches of {sorted({m.teacher['kind'] for m in found.values()})} only"
     raise CacheError(
         f"no cache in {directory} is of teacher {spec.name!r} as this run has it:\n  {there}\n"
         "Write it with scripts/cache_teachers.py and the flags of this run"

@@ -4,7 +4,8 @@ Every file here that is not `base` and has no underscore is a teacher; the error
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,11 @@ def _with_released(text: str, released: dict[str, str]) -> str:
 def build_teacher(spec: TeacherSpec, context: BuildContext) -> FrozenTeacher:
     """One live teacher. Raises ValueError for weights that are missing, partial, wrong or corrupt."""
     return load_plugin(__name__, spec.kind)(spec, context)
+
+
+def vouched_signature(spec: TeacherSpec, context: BuildContext, there: Mapping[str, Any]) -> dict[str, Any]:
+    """See `FrozenTeacher.vouched`."""
+    return load_plugin(__name__, spec.kind).vouched(spec, context, there)
 
 
 def build_teachers(

@@ -4,6 +4,7 @@ A new teacher is one file beside this one: a subclass of `FrozenTeacher` with `d
 and `TEACHER = ThatClass`. The student, the losses and the trainer know nothing but the `Teacher` protocol.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,8 @@ class FrozenTeacher(nn.Module):
 
     Subclasses give `defaults` and, where they take more keys, `options` (key -> default as text); `load` returns the
     network in float32 with every tensor read from the checkpoint and may set `native_size`; `layout` returns grid
-    and width for `self.size`; `encode` turns standardized pixels into features.
+    and width for `self.size`; `encode` turns standardized pixels into features. One whose `load` sets more of the
+    signature than `native_size` says in `adopt` what a cache knows instead.
     `version` is raised when the features of an unchanged file change: caches written before are then refused.
     """
 
@@ -93,13 +95,7 @@ class FrozenTeacher(nn.Module):
         """Raises ValueError for keys this teacher does not take and for weights that are not exactly right."""
         super().__init__()
         context = context or BuildContext()
-        self.spec = spec
-        self.name = spec.name
-        self.choices = self._choices(spec)
-        self.path = spec.path or self.default_path(context)
-        self.dtype = spec.dtype or context.dtype
-        self.native_size: Any = None  # an int once `load` has set it
-        self.mean, self.std = spec.mean or self.defaults.mean, spec.std or self.defaults.std
+        self._read_spec(spec, context)
         self.net = self.load(context)
         self.size = self._find_size()
         self.source = self.make_source()
@@ -109,6 +105,15 @@ class FrozenTeacher(nn.Module):
         self._freeze(context)
         self._digest: str | None = None
         self._check_digest()
+
+    def _read_spec(self, spec: TeacherSpec, context: BuildContext) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.choices = self._choices(spec)
+        self.path = spec.path or self.default_path(context)
+        self.dtype = spec.dtype or context.dtype
+        self.native_size: Any = None  # an int once `load` has set it
+        self.mean, self.std = spec.mean or self.defaults.mean, spec.std or self.defaults.std
 
     def load(self, context: BuildContext) -> nn.Module:
         raise NotImplementedError
@@ -163,6 +168,23 @@ class FrozenTeacher(nn.Module):
             "dtype": str(self.dtype).removeprefix("torch."),
             "options": dict(sorted(self.choices.items())),
         }
+
+    @classmethod
+    def vouched(cls, spec: TeacherSpec, context: BuildContext, there: Mapping[str, Any]) -> dict[str, Any]:
+        """The signature that this teacher would have, without its weights: what they alone decide is as `there`, the
+        signature of a cache, has it. Raises ValueError for a spec that is wrong, or silent on a size nobody knows."""
+        teacher = cls.__new__(cls)
+        nn.Module.__init__(teacher)
+        teacher._read_spec(spec, context)
+        teacher.adopt(there)
+        teacher.size = teacher._find_size()
+        teacher.source = teacher.make_source()
+        return teacher.signature()
+
+    def adopt(self, there: Mapping[str, Any]) -> None:
+        """Stand in for `load`, which finds the values that neither spec nor defaults give."""
+        side = re.match(r"(\d+)px_", there["source"])
+        self.native_size = int(side[1]) if side else None
 
     def refuse(self, problem: str) -> ValueError:
         return ValueError(f"teacher {self.name!r}: {problem}")

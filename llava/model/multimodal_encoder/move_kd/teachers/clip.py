@@ -5,7 +5,8 @@ weights are equal, the two share their tensors.
 """
 
 import logging
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ class Clip(FrozenTeacher):
         if context.share_student and context.student_tower is not None:
             self.shares_student = self._share(net, context.student_tower)
         return net
+
+    def adopt(self, there: Mapping[str, Any]) -> None:
+        super().adopt(there)
+        if not self.choices["layer"].isdecimal():  # from the end, or the student's; the digest stands for it
+            self.choices["layer"] = there["options"]["layer"]
 
     def _layer(self, context: BuildContext) -> int:
         text = self.choices["layer"]

@@ -7,6 +7,7 @@ stand before the patches is found by running one blank picture.
 import inspect
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +40,11 @@ class HuggingFace(FrozenTeacher):
         if "pixel_values" not in parameters:
             raise self.refuse(f"{self.path} is a {type(net).__name__}, which takes no pixel_values; it cannot teach")
         return net
+
+    def adopt(self, there: Mapping[str, Any]) -> None:
+        super().adopt(there)
+        self.choices["model_type"] = there["options"]["model_type"]
+        self.mean, self.std = self.spec.mean or tuple(there["mean"]), self.spec.std or tuple(there["std"])
 
     def layout(self) -> tuple[tuple[int, int], int]:
         """Found by one forward pass over a blank picture."""
