@@ -233,12 +233,21 @@ def test_a_damaged_or_foreign_cache_is_refused(damage: Callable[[Path], None], m
         open_cached_teachers([spec], str(tmp_path / "cache"))
 
 
-def test_a_flipped_bit_is_found_when_its_sample_is_read(tmp_path: Path) -> None:
-    folder = write(tmp_path / "cache", live(make_case("sam", tmp_path)), views(2))
+def flip_bit(folder: Path) -> None:
     shard = next(folder.glob("shard-*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-3] ^= 1
     shard.write_bytes(content)
+
+
+def cut_listing(folder: Path) -> None:
+    listing = next(folder.glob("shard-*.json"))
+    listing.write_text(listing.read_text()[:50])
+
+
+def test_a_flipped_bit_is_found_when_its_sample_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "cache", live(make_case("sam", tmp_path)), views(2))
+    flip_bit(folder)
     cache = TeacherCache(folder)
     with pytest.raises(CacheError, match="sha256 differs"):
         cache.verify()
@@ -251,12 +260,16 @@ def read_all(cache: TeacherCache) -> None:
         cache.read(key)
 
 
-def test_damaged_shards_are_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [cut_shard, remove_shard, flip_bit, cut_listing])
+def test_damaged_shards_are_written_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
     teacher = live(make_case("sam", tmp_path))
     folder = write(tmp_path / "cache", teacher, views(2))
-    cut_shard(folder)
+    damage(folder)
     write(tmp_path / "cache", teacher, views(2))
-    assert len(TeacherCache(folder)) == 2
+    cache = TeacherCache(folder)
+    cache.verify()
+    read_all(cache)
+    assert len(cache) == 2
 
 
 def test_a_stale_cache_is_refused_with_what_differs(tmp_path: Path) -> None:

@@ -82,11 +82,11 @@ class CacheWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._acquire()
         _put_manifest(self.folder, manifest)
+        self.known: set[str] = set()
+        self._shards = self._take_stock()
         for mark in self.folder.glob("writer-*-of-*.json"):
             if mark == self._mark or not mark.stem.endswith(f"-of-{writers:03d}"):
                 mark.unlink(missing_ok=True)  # of this writer's last run, or of a run by another number of writers
-        self.known: set[str] = set()
-        self._shards = self._take_stock()
         self._next = 1 + max((int(name.split("-")[2].split(".")[0]) for name in self._shards), default=-1)
         self._pending: dict[str, Mapping[str, Tensor]] = {}
         if writer == 0 and BLANK not in self.known:
@@ -155,19 +155,29 @@ class CacheWriter:
         """Learn what is stored, by anyone; return this writer's shards, and remove its unfinished ones."""
         own = []
         for listing in sorted(self.folder.glob("shard-*.json")):
-            entry = json.loads(listing.read_text())
-            shard = self.folder / entry["file"]
-            is_own = listing.name.startswith(f"shard-{self.writer:03d}-")
-            if not shard.is_file() or shard.stat().st_size != entry["bytes"]:
+            shard = listing.with_suffix(".safetensors")
+            samples = _intact_samples(listing, shard)
+            if samples is None:
                 listing.unlink(missing_ok=True)  # damaged: its samples are written again, by whoever meets them
                 continue
-            self.known.update(entry["samples"])
-            if is_own:
-                own.append(entry["file"])
+            self.known.update(samples)
+            if shard.name.startswith(f"shard-{self.writer:03d}-"):
+                own.append(shard.name)
         for path in self.folder.glob(f"shard-{self.writer:03d}-*"):
             if path.suffix != ".json" and path.name not in own:
                 path.unlink()
         return own
+
+
+def _intact_samples(listing: Path, shard: Path) -> Mapping[str, int] | None:
+    """The samples of a shard that is as it was written, by its sha256; None if it or its listing is not."""
+    try:
+        entry = json.loads(listing.read_text())
+        with shard.open("rb") as file:
+            is_intact = hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
+        return entry["samples"] if is_intact else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _put_manifest(folder: Path, manifest: Manifest) -> None:
