@@ -12,9 +12,20 @@ from transformers import (
     CLIPVisionModel,
     ConvNextConfig,
     ConvNextModel,
+    DetrConfig,
+    DetrModel,
     Pix2StructForConditionalGeneration,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
     SamVisionConfig,
     SamVisionModel,
+    SwinConfig,
+    SwinModel,
+    ViTMAEConfig,
+    ViTMAEModel,
+    YolosConfig,
+    YolosModel,
 )
 from transformers.models.pix2struct.image_processing_pil_pix2struct import Pix2StructImageProcessorPil
 
@@ -26,7 +37,7 @@ from llava.model.multimodal_encoder.move_kd.teachers.pix2struct import flatten_p
 from llava.model.multimodal_encoder.move_kd.teachers.sam import upstream_layout
 from llava.model.multimodal_encoder.move_kd.types import ImageSpec, View
 from tests.pixels import standardized
-from tests.tiny_teachers import CASES, make_case
+from tests.tiny_teachers import CASES, SMALL, make_case, randomize
 
 
 def pixels_for(teacher: Teacher, count: int = 2) -> torch.Tensor:
@@ -217,6 +228,48 @@ def test_chunks_give_the_same_features_as_one_batch(tmp_path: Path) -> None:
     prepared = pixels_for(whole, count=5)
     for one, two in zip(whole(prepared), parts(prepared), strict=True):
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(two))
+
+
+def backbone(folder: Path, model: PreTrainedModel) -> str:
+    """Its spec, with a size and statistics."""
+    randomize(model).save_pretrained(folder)
+    return f"hf:{folder},size=32,mean=half"
+
+
+SMALL_VIT = {**SMALL, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+
+
+def test_backbones_whose_answer_is_no_grid_of_patches_are_refused(tmp_path: Path) -> None:
+    """MAE drops and shuffles patches, DETR answers with 16 queries, YOLOS with 1 + 16 + 83 tokens, a square number."""
+    torch.manual_seed(0)
+    stages = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "num_queries": 16}
+    detr = DetrConfig(backbone=None, backbone_config=stages, use_timm_backbone=False, **heads, **layers)
+    yolos = YolosConfig(**{**SMALL_VIT, "image_size": [32, 32]}, num_detection_tokens=83)
+    cases = {
+        "drops or shuffles patches at random": ViTMAEModel(ViTMAEConfig(**SMALL_VIT)),
+        "whose queries are no grid": DetrModel(detr),
+        "gives 100 tokens at 32 px and patches of 8 px": YolosModel(yolos),
+    }
+    for index, (message, model) in enumerate(cases.items()):
+        with pytest.raises(ValueError, match=message):
+            only(backbone(tmp_path / str(index), model))
+
+
+def test_a_backbone_that_merges_patches_is_taken_as_the_square_it_gives(tmp_path: Path) -> None:
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    teacher = only(backbone(tmp_path / "swin", SwinModel(config)))
+    assert (teacher.grid, teacher.width) == ((4, 4), 16)
+
+
+def test_a_backbone_that_cannot_run_in_the_runs_precision_is_refused_at_once(tmp_path: Path) -> None:
+    """A batch norm's statistics stay float32, which its half-precision input does not fit."""
+    spec = backbone(tmp_path, ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])))
+    with pytest.raises(ValueError, match=r"as torch.bfloat16.*add dtype=fp32"):
+        only(spec, dtype=torch.bfloat16)
+    teacher = only(f"{spec},dtype=fp32", dtype=torch.bfloat16)
+    assert teacher(pixels_for(teacher)).patches.dtype == torch.float32
 
 
 def test_autocast_around_the_teacher_changes_nothing(tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ class FrozenTeacher(nn.Module):
         self.net = self.load(context)
         self.size = self._find_size()
         self.source = self.make_source()
-        self.grid, self.width = self.layout()
         self.register_buffer("pixel_mean", 255.0 * torch.tensor(self.mean), persistent=False)
         self.register_buffer("pixel_variance", (255.0 * torch.tensor(self.std)).square(), persistent=False)
         self._freeze(context)
+        self.grid, self.width = self.layout()
         self._digest: str | None = None
         self._check_digest()
 

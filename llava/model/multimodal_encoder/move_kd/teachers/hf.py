@@ -1,7 +1,7 @@
 """Any transformers vision backbone as a teacher: `hf:<Hub id or folder>`, features of its last (or a chosen) layer.
 
 Size and statistics come from the checkpoint's preprocessor_config.json unless the spec gives them. How many tokens
-stand before the patches is found by running one blank picture.
+stand before the patches is found by running one picture twice; a network whose answer is no grid of patches is refused.
 """
 
 import inspect
@@ -47,18 +47,29 @@ class HuggingFace(FrozenTeacher):
         self.mean, self.std = self.spec.mean or tuple(there["mean"]), self.spec.std or tuple(there["std"])
 
     def layout(self) -> tuple[tuple[int, int], int]:
-        """Found by one forward pass over a blank picture."""
-        blank = torch.zeros(1, 3, self.size, self.size)
-        try:
-            with torch.no_grad():
-                hidden = self._hidden(self.net.eval(), blank)
-        except BROKEN as error:
-            raise self.refuse(f"{self.path} cannot encode pictures of {self.size} px: {error}") from error
+        """Found by one forward pass over a picture and its copy, as the run will do it."""
+        hidden = self._probe()
         if hidden.ndim == 4:  # a convolutional map
             self.prefix = 0
             return (hidden.shape[2], hidden.shape[3]), hidden.shape[1]
         self.prefix, side = self._find_prefix(hidden.shape[1])
         return (side, side), hidden.shape[2]
+
+    def _probe(self) -> Tensor:
+        """(2, N, D) or (2, D, H, W), both of one picture in which no two patches are equal."""
+        if getattr(self.net.config, "is_encoder_decoder", False):
+            raise self.refuse(f"{self.path} has a decoder, whose queries are no grid of patches")
+        picture = torch.linspace(-1, 1, 3 * self.size**2).view(1, 3, self.size, self.size).expand(2, -1, -1, -1)
+        try:
+            with torch.no_grad():
+                hidden = self._hidden(self.net, picture.to(self.pixel_mean.device, self.dtype))
+        except (*BROKEN, AttributeError, TypeError) as error:
+            hint = "" if self.dtype == torch.float32 else "; add dtype=fp32 if it cannot run in half precision"
+            problem = f"{self.path} cannot encode pictures of {self.size} px as {self.dtype}: {error}{hint}"
+            raise self.refuse(problem) from error
+        if len(hidden) != 2 or (hidden[0] - hidden[1]).float().norm() > 0.01 * hidden[0].float().norm():
+            raise self.refuse(f"{self.path} does not answer each picture alone, or drops or shuffles patches at random")
+        return hidden
 
     def encode(self, pixels: Tensor) -> TeacherFeatures:
         hidden = self._hidden(self.net, pixels)
@@ -84,13 +95,16 @@ class HuggingFace(FrozenTeacher):
         return int(text)
 
     def _find_prefix(self, tokens: int) -> tuple[int, int]:
-        """(tokens before the patches, side of the patch grid): as the patch size says, else the nearest square."""
-        patch = getattr(self.net.config, "patch_size", None)
+        """(tokens before the patches, side of the patch grid): as the patch size says; of a network that has none, or
+        that merges patches from stage to stage, the nearest square."""
+        config = self.net.config
+        patch = getattr(config, "patch_size", None)
         if isinstance(patch, int) and 0 <= tokens - (self.size // patch) ** 2 <= 64:
             return tokens - (self.size // patch) ** 2, self.size // patch
         side = math.isqrt(tokens)
-        if tokens - side**2 > 1:
-            raise self.refuse(f"{self.path} gives {tokens} tokens at {self.size} px, which form no square grid")
+        if (isinstance(patch, int) and not hasattr(config, "depths")) or tokens - side**2 > 1:
+            size = f"{self.size} px" + (f" and patches of {patch} px" if isinstance(patch, int) else "")
+            raise self.refuse(f"{self.path} gives {tokens} tokens at {size}, which form no square grid")
         return tokens - side**2, side
 
     def _read_preprocessing(self, net: nn.Module) -> None:
