@@ -82,7 +82,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path, name: str, keep: int) -> None
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_a_file_of_noise_or_html_is_named(tmp_path: Path, name: str) -> None:
-    for content in (b"<html>not found</html>" * 20, bytes(range(256)) * 8):
+    for content in (b"<html>not found</html>" * 20, bytes(range(256)) * 8, b"error code: 522", b"rate limit"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=name):
             read_state_dict(tmp_path)

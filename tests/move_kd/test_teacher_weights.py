@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
+from llava.model.multimodal_encoder.move_kd.teachers._weights import read_checkpoint
 from llava.model.multimodal_encoder.move_kd.teachers.convnext import config_from as convnext_config
 from llava.model.multimodal_encoder.move_kd.teachers.eva02 import config_from as eva_config
 from tests.tiny_teachers import CASES, convnext_state, eva_state, make_case, make_convnext, make_eva, make_single
@@ -185,6 +186,28 @@ def test_a_cut_file_is_refused(name: str, keep: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be loaded|cannot be read|empty") as caught:
         only(spec)
     assert str(path.parent) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["eva", "convnext", "clip"])
+@pytest.mark.parametrize("page", [b"error code: 522", b"rate limit", b"unauthorized"])
+def test_an_error_page_in_place_of_weights_is_refused(name: str, page: bytes, tmp_path: Path) -> None:
+    """Read as a pickle, these end in an IndexError."""
+    spec = make_case(name, tmp_path)
+    [file] = [file for file in (tmp_path / name).iterdir() if file.suffix != ".json"]
+    file.unlink()
+    file.with_name("pytorch_model.bin" if name == "clip" else file.name).write_bytes(page)
+    with pytest.raises(ValueError, match="cannot be"):
+        only(spec)
+
+
+def test_a_file_of_the_old_torch_format_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(2), "b": {"c": torch.ones(3)}}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for keep in range(1, len(content)):
+        path.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_checkpoint(path, "teacher")
 
 
 @pytest.mark.parametrize("name", ["eva", "convnext", "sam", "clip"])
