@@ -71,7 +71,7 @@ def build_teachers(run: Run, student: Any) -> dict[str, Any]:
         student_tower=student.get_vision_tower(),
         dtype=run.distill.teacher_dtype,
         device=run.hf.device,
-        share_student=shares,
+        shared_dtype=run.model.dtype if shares else None,  # see `set_precision`
         released=run.distill.released,
     )
     return teachers.shard_teachers(built) if run.distill.shard_teachers else built

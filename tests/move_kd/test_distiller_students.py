@@ -13,7 +13,7 @@ from llava.model.multimodal_encoder.move_kd.adapters import Shape
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig, MoLEConfig
 from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures
-from llava.train.build import build_teachers
+from llava.train.build import build_teachers, set_precision
 from llava.train.run_config import DistillRun
 from llava.train.stages import PRETRAIN
 from tests.tiny import NUM_PATCHES, VISION_WIDTH, save_tiny_llava, tiny_images, tiny_llava
@@ -128,9 +128,22 @@ def test_a_clip_teacher_shares_a_frozen_students_weights_unless_they_are_sharded
     device = torch.device("cpu")
     distill = DistillRun(DistillConfig(), ("clip",), False, torch.float32, False, None)
     hf = SimpleNamespace(deepspeed=config, device=device)
-    run: Any = SimpleNamespace(distill=distill, stage=PRETRAIN, brings_tower=False, hf=hf)
+    model = SimpleNamespace(dtype=torch.float32)
+    run: Any = SimpleNamespace(distill=distill, stage=PRETRAIN, brings_tower=False, hf=hf, model=model)
     assert build_teachers(run, student)["clip"].shares_student is shares
     assert moved == [device] * shares
+
+
+def test_a_clip_teacher_keeps_the_precision_asked_for_where_the_students_frozen_tower_loses_it(tmp_path: Path) -> None:
+    """Where the language model trains in bf16 without DeepSpeed, the tower is float32 until `set_precision`."""
+    student = tiny_llava(tmp_path, moe=MOE)
+    distill = DistillRun(DistillConfig(), ("clip",), False, torch.float32, False, None)
+    hf, model = SimpleNamespace(deepspeed=None, device=torch.device("cpu")), SimpleNamespace(dtype=torch.bfloat16)
+    run: Any = SimpleNamespace(distill=distill, stage=PRETRAIN, brings_tower=False, hf=hf, model=model)
+    teacher = build_teachers(run, student)["clip"]
+    set_precision(student.get_vision_tower().requires_grad_(False), run)
+    assert {parameter.dtype for parameter in student.get_vision_tower().parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
 
 
 def test_a_language_model_without_eyes_is_trained_as_it_is() -> None:

@@ -360,7 +360,7 @@ def test_clip_shares_the_tensors_of_an_equal_frozen_student(has_experts: bool, t
     }
     tower = student_tower(with_processor(tmp_path / "clip_vision"), **({"moe": moe} if has_experts else {}))
     alone = only("clip", student_tower=tower)
-    shared = only("clip", student_tower=tower, share_student=True)
+    shared = only("clip", student_tower=tower, shared_dtype=torch.float32)
     assert shared.shares_student
     own = {id(parameter) for parameter in tower.parameters()}
     assert all(id(parameter) in own for parameter in shared.parameters())
@@ -372,16 +372,17 @@ def test_clip_shares_the_tensors_of_an_equal_frozen_student(has_experts: bool, t
 def test_clip_does_not_share_with_a_student_of_other_weights_or_dtype(tmp_path: Path) -> None:
     make_case("clip_vision", tmp_path)
     tower = student_tower(with_processor(tmp_path / "clip_vision"))
-    assert not only("clip", student_tower=tower, share_student=True, dtype=torch.bfloat16).shares_student
+    assert not only("clip", student_tower=tower, shared_dtype=torch.float32, dtype=torch.bfloat16).shares_student
+    assert not only("clip", student_tower=tower, shared_dtype=torch.bfloat16, dtype=torch.bfloat16).shares_student
     with torch.no_grad():
         next(parameter for name, parameter in tower.named_parameters() if "layers.0" in name).add_(1e-3)
-    assert not only("clip", student_tower=tower, share_student=True).shares_student
+    assert not only("clip", student_tower=tower, shared_dtype=torch.float32).shares_student
 
 
 def test_a_shared_clip_refuses_to_teach_once_the_student_is_trained(tmp_path: Path) -> None:
     make_case("clip_vision", tmp_path)
     tower = student_tower(with_processor(tmp_path / "clip_vision"))
-    teacher = only("clip", student_tower=tower, share_student=True)
+    teacher = only("clip", student_tower=tower, shared_dtype=torch.float32)
     tower.requires_grad_(True)
     with pytest.raises(RuntimeError, match="told it would stay frozen"):
         teacher(pixels_for(teacher))

@@ -58,15 +58,16 @@ def build_teachers(
     student_tower: nn.Module | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    share_student: bool = False,
+    shared_dtype: torch.dtype | None = None,
     released: bool = False,
 ) -> dict[str, Teacher]:
     """Live teachers by name, in the order given.
 
-    share_student: the student's base tower is not trained in this run (and not partitioned), so a CLIP teacher with
-    the same weights uses its tensors. released: settings of the published recipe where a spec is silent.
+    shared_dtype: what the student's base tower is in during training, if it stays frozen (and is not partitioned): a
+    CLIP teacher of this dtype with the same weights uses its tensors. released: settings of the published recipe where
+    a spec is silent.
     """
-    context = BuildContext(dtype, torch.device(device), student_tower, share_student)
+    context = BuildContext(dtype, torch.device(device), student_tower, shared_dtype)
     teachers: dict[str, Teacher] = {}
     for spec in parse_specs(specs, released=released):
         teacher = build_teacher(spec, context)

@@ -65,13 +65,14 @@ class Defaults:
 class BuildContext:
     """Where teachers are built: their dtype and device, and the student's tower (None when there is none).
 
-    share_student: the student's base tower stays frozen, so a teacher with equal weights may use its tensors.
+    shared_dtype: what the student's base tower is in during training, if it stays frozen, so that a teacher with equal
+    weights may use its tensors; None if it may not.
     """
 
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     student_tower: nn.Module | None = None
-    share_student: bool = False
+    shared_dtype: torch.dtype | None = None
 
 
 class FrozenTeacher(nn.Module):

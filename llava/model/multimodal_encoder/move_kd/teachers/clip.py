@@ -60,7 +60,7 @@ class Clip(FrozenTeacher):
         self.choices["layer"] = str(used)
         net.encoder.layers = net.encoder.layers[:used]
         net.post_layernorm = nn.Identity()  # type: ignore[assignment]
-        if context.share_student and context.student_tower is not None:
+        if context.shared_dtype == self.dtype and context.student_tower is not None:
             self.shares_student = self._share(net, context.student_tower)
         return net
 
