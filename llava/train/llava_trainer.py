@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llava.train.callbacks import EpochOrder, QuietPrinter, QuietProgress
 from llava.train.checkpointing import CheckpointWriter
-from llava.train.meter import StepMeter
+from llava.train.meter import StepMeter, add_counted, sum_by_name
 from llava.train.optimizer import parameter_groups
 from llava.train.order import ShuffledSampler
 from llava.train.resume import checkpoint_to_resume, keep_newest, mark_complete, remove_checkpoints
@@ -92,19 +92,16 @@ class LLaVATrainer(Trainer):
         """The loss of one validation batch; its terms are kept for `evaluation_loop`."""
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
-        one = torch.ones((), device=loss.device)
-        for name, value in {**outputs["terms"], "batches": one}.items():
-            self.eval_sums[name] = self.eval_sums.get(name, 0) + value.detach().float()
+        for name, value in outputs["terms"].items():
+            add_counted(self.eval_sums, name, value, torch.ones((), device=loss.device))
         return loss.detach(), None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self.eval_sums = {}
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        sums = {name: self.accelerator.reduce(value, "sum") for name, value in sorted(self.eval_sums.items())}
-        batches = sums.pop("batches", None)
-        metrics = output.metrics or {}
-        metrics.update({f"{prefix}_{name}": (value / batches).item() for name, value in sums.items()})
+        means = {name: total / count for name, (total, count) in sum_by_name(self.eval_sums).items()}
+        (output.metrics or {}).update({f"{prefix}_{name}": mean for name, mean in means.items()})
         self.meter.pause()
         return output
 

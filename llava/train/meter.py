@@ -35,8 +35,7 @@ class StepMeter:
         self.steps = 0
         self.images = 0
         self.samples: list[Sequence[str]] = []
-        self.names: list[str] = []
-        self.first_bad: Tensor | None = None
+        self.first_bad: dict[tuple[str, ...], Tensor] = {}  # by the names of a step: of each the first bad micro-batch
 
     def _restart_clock(self) -> None:
         self.started = time.monotonic()
@@ -51,12 +50,9 @@ class StepMeter:
     def add(self, outputs: Mapping[str, Any], samples: Sequence[str], images: int) -> None:
         """outputs: what the distiller returned; a metric that is NaN had nothing to measure and does not count.
         samples: ids of the micro-batch, for the message if it is bad."""
-        values = {**outputs["terms"], **outputs["metrics"]}
         self.metrics |= outputs["metrics"].keys()
-        for name, value in values.items():
-            value = value.detach().float()
-            counted = torch.stack([value.nan_to_num(0.0), 1.0 - value.isnan().float()])
-            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+        for name, value in {**outputs["terms"], **outputs["metrics"]}.items():
+            add_counted(self.sums, name, value.nan_to_num(0.0), 1.0 - value.isnan().float())
         self._watch({"loss": outputs["loss"], **outputs["terms"]})
         self.samples.append(samples)
         self.steps += 1
@@ -66,22 +62,23 @@ class StepMeter:
         losses = torch.stack([value.detach().float() for value in terms.values()])
         never = torch.full_like(losses, math.inf)
         now = torch.where(torch.isfinite(losses), never, torch.full_like(losses, float(self.steps)))
-        self.names = list(terms)
-        self.first_bad = now if self.first_bad is None else torch.minimum(self.first_bad, now)
+        names = tuple(terms)
+        self.first_bad[names] = torch.minimum(self.first_bad[names], now) if names in self.first_bad else now
 
     def check(self) -> None:
         """Raises NonFiniteLoss on every process if a loss since the last log was not finite on any of them."""
-        if self.first_bad is not None and _sum_over_processes(self._bad_count()[None])[0]:
+        if self.first_bad and _sum_over_processes(self._bad_count()[None])[0]:
             self._fail()
 
     def _bad_count(self) -> Tensor:
-        assert self.first_bad is not None
-        return torch.isfinite(self.first_bad).sum().float()
+        return torch.isfinite(torch.cat([*self.first_bad.values()])).sum().float()
 
     def _fail(self) -> NoReturn:
-        assert self.first_bad is not None
-        first = zip(self.names, self.first_bad.tolist(), strict=True)
-        bad = {name: int(step) for name, step in first if math.isfinite(step)}
+        bad: dict[str, int] = {}
+        for names, steps in self.first_bad.items():
+            for name, step in zip(names, steps.tolist(), strict=True):
+                if math.isfinite(step):
+                    bad[name] = min(int(step), bad.get(name, self.steps))
         messages = gather_objects(self._describe(bad) if bad else None)
         raise NonFiniteLoss("; ".join(text for text in messages if text))
 
@@ -98,23 +95,36 @@ class StepMeter:
 
         Raises NonFiniteLoss as `check` does.
         """
-        if self.first_bad is None:
+        if not self.first_bad:
             return {}
-        names = sorted(self.sums)
-        pictures = torch.tensor([self.images], dtype=torch.float32, device=self.first_bad.device)
-        local = torch.cat([*(self.sums[name] for name in names), pictures, self._bad_count()[None]])
-        *sums, images, bad = _sum_over_processes(local)
+        bad_count = self._bad_count()
+        totals = sum_by_name({**self.sums, "": torch.stack([torch.full_like(bad_count, self.images), bad_count])})
+        images, bad = totals.pop("")  # which no term is called
         if bad:
             self._fail()
         elapsed = max(time.monotonic() - self.started, 1e-9)  # now that the device has come to rest
-        counted = zip(names, sums[::2], sums[1::2], strict=True)
-        logs = {name: total / count for name, total, count in counted if count}
+        logs = {name: total / count for name, (total, count) in totals.items() if count}
         logs["images_per_second"] = round(images / elapsed, 3)
         if (taught := self.teachers.drain()) > 0:
             logs["teacher_share"] = round(taught / elapsed, 4)
         self._reset()
         self._restart_clock()
         return logs
+
+
+def add_counted(sums: dict[str, Tensor], name: str, value: Tensor, count: Tensor) -> None:
+    """Add a scalar and how often it counts to the pair of sums (2,) that has its name."""
+    counted = torch.stack([value.detach().float(), count])
+    sums[name] = sums[name] + counted if name in sums else counted
+
+
+def sum_by_name(sums: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Pairs (2,) summed over processes, each of which may lack names that others have. Waits for the device; every
+    process must call it, with at least one name."""
+    names = sorted(set().union(*gather_objects(list(sums))))
+    none = torch.zeros_like(next(iter(sums.values())))
+    totals = _sum_over_processes(torch.cat([sums.get(name, none) for name in names]))
+    return dict(zip(names, zip(totals[::2], totals[1::2], strict=True), strict=True))
 
 
 def _sum_over_processes(values: Tensor) -> list[float]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llava.train.meter import NonFiniteLoss, StepMeter
+from llava.train.meter import NonFiniteLoss, StepMeter, add_counted, sum_by_name
 
 
 def _outputs(lm: float, kd: float | None = None, **metrics: float) -> dict[str, object]:
@@ -23,6 +23,45 @@ def test_terms_are_averaged_over_steps_and_metrics_over_where_they_were_measured
     assert logs["images_per_second"] > 0
     assert meter.drain() == {}
     assert meter.metrics == {"entropy"}
+
+
+def test_a_term_that_only_some_steps_have_is_averaged_over_those_and_watched_in_them() -> None:
+    meter = StepMeter()
+    for lm, kd in ((1.0, None), (2.0, 4.0), (3.0, 2.0)):
+        meter.add(_outputs(lm, kd), ["a"], 1)
+    logs = meter.drain()
+    assert (logs["lm"], logs["kd"]) == (2.0, 3.0)
+    for samples, lm, kd in ((["a"], 1.0, None), (["b"], 1.0, math.nan), (["c"], math.nan, None)):
+        meter.add(_outputs(lm, kd), samples, 1)
+    with pytest.raises(NonFiniteLoss, match=r"^kd not finite 1 micro-batches before the last, in samples b$"):
+        meter.check()
+
+
+def test_processes_with_different_terms_sum_equally_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a collective would wait for ever."""
+    meters = StepMeter(), StepMeter()
+    meters[0].add(_outputs(1.0), ["a"], 1)
+    meters[1].add(_outputs(1.0, 4.0), ["b"], 1)
+    everywhere = [name for meter in meters for name in ("", *meter.sums)]
+    monkeypatch.setattr("llava.train.meter.gather_objects", lambda own: [own, everywhere])
+    sizes: list[int] = []
+
+    def summed(values: torch.Tensor) -> list[float]:
+        sizes.append(len(values))
+        return values.tolist()
+
+    monkeypatch.setattr("llava.train.meter._sum_over_processes", summed)
+    logs = [meter.drain() for meter in meters]
+    assert sizes[0] == sizes[1]
+    assert "kd" not in logs[0]
+    assert logs[1]["kd"] == 4.0
+
+
+def test_sums_of_a_validation_count_each_name_by_itself() -> None:
+    sums: dict[str, torch.Tensor] = {}
+    for name, value in (("lm", 1.0), ("kd", 4.0), ("lm", 2.0)):
+        add_counted(sums, name, torch.tensor(value), torch.ones(()))
+    assert sum_by_name(sums) == {"lm": (3.0, 2.0), "kd": (4.0, 1.0)}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
