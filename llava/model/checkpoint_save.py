@@ -109,16 +109,16 @@ def save_parts(
     mole: Mapping[str, Tensor] | None = None,
     adapters: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """The stage-1 files under their published names, for those parts that have tensors. Returns the files' names.
+    """The stage-1 files under their published names, for those parts that are given. Returns the files' names.
 
-    Each part is a gathered state by parameter name (gather_state_dict), empty on ranks that write nothing.
+    Each part is a gathered state by parameter name (gather_state_dict). Call it on ranks that write.
     """
     directory = Path(directory)
     parts = {"projector": projector, "mole": mole, "adapters": adapters}
     written = []
     for name, part in PART_OF_FILE.items():
         tensors = parts[part]
-        if not tensors:
+        if tensors is None:
             continue
         plain = {WRAPPERS.sub("", key): tensor for key, tensor in tensors.items()}
         named = published_adapter_names(plain) if part == "adapters" else publish_experts(plain)

@@ -78,8 +78,8 @@ class CheckpointWriter:
         light = self._light_parts()
         if self.run.stage.lora or self.run.save_whole:
             light = {part: state for part, state in light.items() if part != "mole"}
-        save_parts(directory, **light)
         if writes:
+            save_parts(directory, **light)
             if not (self.run.stage.lora or self.run.save_whole):
                 write_config(student, Path(directory), self.run.model.dtype)
             self.trainer.tokenizer.save_pretrained(directory)
@@ -99,8 +99,8 @@ class CheckpointWriter:
         """Gathered tensors of the small parts that exist, trained or not, so that the next stage finds them all."""
         parts = self.distiller.parts()
         named: dict[str, Mapping[str, Tensor]] = {part: parts[part] for part in LIGHT_PARTS if parts[part]}
-        if "adapters" in named:
-            named["adapters"] = {**named["adapters"], **self.distiller.adapter_buffers()}
+        if self.distiller.targets:  # whose file is there even where nothing lies between student and teachers
+            named["adapters"] = {**parts["adapters"], **self.distiller.adapter_buffers()}
         if self.run.stage.embeddings:
             named["projector"] = {**named["projector"], **trained_parts(parts)["language_model"]}
         return {part: self._gather(tensors) for part, tensors in named.items()}

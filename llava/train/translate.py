@@ -54,7 +54,7 @@ def build_run(
     implied_experts = distill.moe_encoder is None and distill.mole_config() is not None
     stage = select_stage(_stage_flags(model, training, implied_experts))
     distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
-    init_from = _stage_one_files(model, training.notes)
+    init_from = _stage_one_files(model, distill, training.notes)
     brings_tower = any(map(has_weights, init_from))
     return Run(
         model=_model_config(model, data, training, _vision_config(model, distill), distillation, attn_implementation),
@@ -152,17 +152,24 @@ def _sampling(training: TrainingArguments) -> Mode | Literal["shuffle"]:
     return chosen[0] if chosen else "shuffle"
 
 
-def _stage_one_files(model: ModelArguments, notes: list[str]) -> tuple[str, ...]:
-    flags = (
-        model.init_from,
-        model.pretrain_mm_mlp_adapter,
-        model.pretrain_mole_encoder,
-        model.pretrain_encoder_adapter,
-    )
-    files = tuple(path for path in flags if path)
-    for path in files:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such stage-1 file or directory")
+def _stage_one_files(model: ModelArguments, distill: DistillArguments, notes: list[str]) -> tuple[str, ...]:
+    """Those that there are. Raises FileNotFoundError for one that is missed; that of a part this run lacks is not."""
+    needed = {
+        "init_from": True,
+        "pretrain_mm_mlp_adapter": True,
+        "pretrain_mole_encoder": distill.has_experts,
+        "pretrain_encoder_adapter": distill.distills,
+    }
+    files: tuple[str, ...] = ()
+    for flag, is_needed in needed.items():
+        if not (path := getattr(model, flag)):
+            continue
+        if Path(path).exists():
+            files += (path,)
+        elif is_needed:
+            raise FileNotFoundError(f"--{flag} {path}: no such stage-1 file or directory")
+        else:
+            notes.append(f"--{flag} {path} does not exist, and this run has nothing to load from it")
     folders = {Path(path).parent for path in files if Path(path).is_file()}
     for folder in sorted(folders - set(map(Path, files))):
         if has_weights(folder):

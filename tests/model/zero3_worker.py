@@ -35,8 +35,10 @@ def main(checkpoint: Path, out: Path) -> None:
     assert bool(whole) == is_main_process()
     save_student(student, out / "whole")
     parts = student.parts()
-    save_parts(out / "whole", projector=gather_state_dict(parts["projector"]))  # as a stage that trains the tower
-    save_parts(out / "parts", projector=gather_state_dict(parts["projector"]), mole=gather_state_dict(parts["mole"]))
+    projector, mole = gather_state_dict(parts["projector"]), gather_state_dict(parts["mole"])
+    if is_main_process():
+        save_parts(out / "whole", projector=projector)  # as a stage that trains the tower
+        save_parts(out / "parts", projector=projector, mole=mole or None)
     light = parts["projector"] | parts["mole"]
     copy_into(named, {name: torch.full(parameter.ds_shape, 3.0) for name, parameter in light.items()})
     changed = gather_state_dict(light)

@@ -135,6 +135,31 @@ def test_another_recipe_brings_its_own_values(stage: str, parsed: Callable[..., 
     assert run.model.vision.moe == MoLEConfig().to_dict()
 
 
+@pytest.mark.parametrize(
+    ("flags", "lacking"),
+    [
+        (["--kd", "False"], ["encoder_adapter.bin"]),
+        (["--moe_encoder", "False", "--tune_encoder", "False"], ["mole_encoder.bin"]),
+    ],
+)
+def test_files_of_parts_that_a_run_does_not_have_may_be_missing(
+    flags: list[str], lacking: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scripts name all three; stage 1 under the same flags writes those of its parts."""
+    monkeypatch.setattr("llava.train.training_arguments.prepare_deepspeed", lambda **_: None)
+    monkeypatch.chdir(ROOT)
+    given = script_flags(ROOT / "scripts" / "move-kd" / "finetune-v1.0.sh", tmp_path)
+    for name in lacking:
+        (tmp_path / name).unlink()
+    run = parse_run([*given, *flags])
+    there = [name for name in ("mm_projector.bin", "mole_encoder.bin", "encoder_adapter.bin") if name not in lacking]
+    assert [Path(path).name for path in run.init_from] == there
+    for name in lacking:
+        assert any(f"{name} does not exist, and this run has nothing" in line for line in run.warnings)
+    with pytest.raises(FileNotFoundError, match=f"{lacking[0]}: no such stage-1 file"):
+        parse_run(given)
+
+
 @pytest.mark.parametrize("name", ["multinode.sh", "slurm.sh"])
 def test_scripts_for_several_machines_take_any_of_them(name: str, tmp_path: Path) -> None:
     """multinode.sh puts torchrun where the scripts say deepspeed, and passes further flags on."""

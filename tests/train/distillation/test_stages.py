@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,28 @@ def test_clip_alone_keeps_the_student_near_its_start(lab: Lab) -> None:
     # Experts start at zero, so the student is its teacher.
     assert rows(out)[0]["kd/clip"] == pytest.approx(0.0, abs=1e-3)
     assert rows(out)[0]["cosine/clip"] == pytest.approx(1.0, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "adapters"),
+    [
+        ({"encoder_teachers": ["clip"], "kd_recipe": "release"}, set()),
+        ({"kd_heads": "interpolate"}, {"adapters.clip.statistics", "adapters.eva.statistics"}),
+    ],
+    ids=["clip alone", "interpolate"],
+)
+def test_alignments_without_parameters_are_handed_on_with_their_statistics(
+    lab: Lab, flags: dict[str, Any], adapters: set[str]
+) -> None:
+    first = lab.pretrain({"encoder_teachers": lab.specs("clip", "eva")}, flags)
+    written = torch.load(first / "encoder_adapter.bin", weights_only=True)
+    assert {name.rpartition(".")[0] for name in written} == adapters
+    files = {"pretrain_mm_mlp_adapter": first / "mm_projector.bin", "pretrain_mole_encoder": first / "mole_encoder.bin"}
+    files["pretrain_encoder_adapter"] = first / "encoder_adapter.bin"
+    second = lab.finetune({"encoder_teachers": lab.specs("clip", "eva")}, flags, files)
+    after = torch.load(second / "encoder_adapter.bin", weights_only=True)
+    counts = [name for name in written if name.endswith("count")]
+    assert all(after[name] > written[name] for name in counts)
 
 
 def test_ten_teachers_some_of_one_family_teach_together(lab: Lab) -> None:
