@@ -66,7 +66,9 @@ class DistillArguments:
     kd_memory_w: float | None = option(None, "share of CLIP among the teachers (also --kd_clip_share)")
     token_weight: bool | None = option(None, "weigh tokens by the recipe's rule, or (False) equally")
     teacher_weight: bool | None = option(None, "weigh teachers by the recipe's rule, or (False) equally")
-    moe_encoder: bool | None = option(None, "experts in the vision tower; default: where there are teachers")
+    moe_encoder: bool | None = option(
+        None, "experts in the vision tower; default: with teachers, and where the checkpoint has some"
+    )
     moe_encoder_dense: bool | None = option(None, "all experts by probability (also --moe_gate dense)")
     moe_encoder_lora_rank: int | None = option(None, "rank of an expert")
     moe_encoder_lora_alpha: float | None = option(None, "an expert is scaled by alpha / rank")
@@ -98,6 +100,9 @@ class DistillArguments:
     shard_teachers: bool = option(False, "shard the teachers over the processes (ZeRO-3)")
     teacher_cache: str | None = option(None, "directory of cached teacher features")
 
+    # Not a flag: whether the checkpoint that training goes on from has experts. They stay, whatever the flags say.
+    goes_on_with_experts: bool = field(default=False, init=False)
+
     @property
     def recipe(self) -> str:
         """The recipe in use. The two flags that only the published method has ask for it."""
@@ -111,7 +116,8 @@ class DistillArguments:
 
     @property
     def has_experts(self) -> bool:
-        return self.distills if self.moe_encoder is None else self.moe_encoder
+        asked = self.distills if self.moe_encoder is None else self.moe_encoder
+        return asked or self.goes_on_with_experts
 
     def teacher_specs(self) -> list[str]:
         """The teachers to build: those named, and the anchor where only the weights need it."""
@@ -126,7 +132,7 @@ class DistillArguments:
         tune_encoder: whether the experts are trained; a router that is not trained has no balance term.
         Raises ValueError for combinations that cannot run.
         """
-        if not self.distills and not self.has_experts:
+        if not self.distills and not (self.has_experts and tune_encoder):
             return None
         config = self._distill_config()
         if not tune_encoder:
@@ -161,10 +167,13 @@ class DistillArguments:
         if not self.distills:
             own = ("encoder_teachers", "kd", "kd_recipe", "kd_blank_weight", "moe_encoder", *EXPERT_FLAGS)
             reason = "no teacher is named" if self.kd else "--kd is False"
-            idle |= {item.name: reason for item in dataclasses.fields(self) if item.name not in own}
+            idle |= {item.name: reason for item in dataclasses.fields(self) if item.init and item.name not in own}
         else:
             idle |= self._idle_beside(self._distill_config())
-        return {name: why for name, why in idle.items() if self._is_given(name)}
+        found = {name: why for name, why in idle.items() if self._is_given(name)}
+        if self.goes_on_with_experts and self.moe_encoder is False:
+            found["moe_encoder"] = "the checkpoint has experts, which stay"
+        return found
 
     def _idle_beside(self, config: DistillConfig) -> dict[str, str]:
         idle: dict[str, str] = {}

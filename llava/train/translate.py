@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from llava.model.checkpoint_io import has_weights
+from llava.model.checkpoint_config import read_config
+from llava.model.checkpoint_io import CheckpointError, has_weights
 from llava.train.data_config import DataConfig
 from llava.train.distill_arguments import DistillArguments
 from llava.train.model_arguments import DataArguments, ModelArguments
@@ -41,6 +42,7 @@ def build_run(
     """Check what no group can check by itself, and translate."""
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is missing: a language model, or a LLaVA checkpoint to go on from")
+    distill.goes_on_with_experts = model.vision_tower is not None and has_experts(model.model_name_or_path)
     if distill.has_experts and model.vision_tower is None:
         raise ValueError("experts and teachers need a vision tower; add --vision_tower")
     if not data.data_path:
@@ -51,7 +53,7 @@ def build_run(
     if training.tune_encoder_adapter and not distill.distills:
         idle["tune_encoder_adapter"] = "no teacher is named" if distill.kd else "--kd is False"
     training.notes.extend(f"--{name} has no effect: {reason}" for name, reason in idle.items())
-    implied_experts = distill.moe_encoder is None and distill.mole_config() is not None
+    implied_experts = distill.moe_encoder is None and distill.distills
     stage = select_stage(_stage_flags(model, training, implied_experts))
     distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
     init_from = _stage_one_files(model, distill, training.notes)
@@ -73,6 +75,14 @@ def build_run(
         hf=training,
         warnings=tuple(training.notes),
     )
+
+
+def has_experts(path: str) -> bool:
+    """Whether a checkpoint has experts. One that cannot be read is refused where it is loaded."""
+    try:
+        return bool((read_config(path).get("moe") or {}).get("moe_encoder"))
+    except CheckpointError:
+        return False
 
 
 def _distill_run(distill: DistillArguments, training: TrainingArguments, trains_experts: bool) -> DistillRun | None:

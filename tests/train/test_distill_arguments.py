@@ -45,9 +45,10 @@ def test_experts_without_teachers_keep_their_balance_term() -> None:
     mole = arguments.mole_config()
     assert mole is not None
     assert (mole.rank, mole.scale, mole.gate) == (8, 1.0, "soft")
-    frozen = arguments.to_config(tune_encoder=False)
-    assert frozen is not None
-    assert frozen.balance_weight == 0.0
+    assert arguments.to_config(tune_encoder=False) is None
+    taught = parse("--encoder_teachers clip").to_config(tune_encoder=False)
+    assert taught is not None
+    assert taught.balance_weight == 0.0
 
 
 def test_the_students_frozen_copy_anchors_where_clip_is_not_named() -> None:

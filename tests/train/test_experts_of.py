@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
+from llava.train.arguments import parse_run
 from llava.train.distill_arguments import DistillArguments
+from llava.train.run_config import Run
 from llava.train.student import experts_of
 
 PUBLISHED = {
@@ -44,3 +46,32 @@ def test_another_form_than_the_checkpoints_is_refused(flags: dict[str, Any], tmp
     [name] = flags
     with pytest.raises(ValueError, match=rf"--{name} {flags[name]}\S* does not fit the experts of .*, which say"):
         found(tmp_path, **flags)
+
+
+def going_on(folder: Path, flags: str) -> Run:
+    """A run from a checkpoint that has experts."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "move_llava_llama", "moe": PUBLISHED}))
+    places = ["--model_name_or_path", str(folder), "--vision_tower", "v", "--data_path", "d", "--output_dir", "o"]
+    return parse_run([*places, *flags.split()])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--moe_encoder_lora_rank 32 --moe_encoder_balance_w 0.5", []),
+        ("--moe_encoder False --moe_encoder_balance_w 0.5 --encoder_teachers clip eva --kd_experts own", ["stay"]),
+    ],
+)
+def test_experts_that_a_checkpoint_has_count_without_a_flag_that_asks_for_them(
+    flags: str, said: list[str], tmp_path: Path
+) -> None:
+    run = going_on(tmp_path, f"--tune_encoder True {flags}")
+    assert run.distill is not None
+    assert run.distill.config.balance_weight == 0.5
+    assert [line.split()[-1] for line in run.warnings if "no effect" in line] == said
+
+
+def test_experts_that_nobody_mentions_stay_as_they_are(tmp_path: Path) -> None:
+    run = going_on(tmp_path, "")
+    assert (run.distill, run.warnings) == (None, ())
+    assert "mole" not in run.stage.trainable
