@@ -117,16 +117,22 @@ def expert_findings(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def report_run(trainer: Any) -> None:
-    """Called by every process, once the run is saved. A report that cannot be made is no reason to fail the run."""
+    """Called by every process, once the run is saved. A report that cannot be made is no reason to fail the run, and
+    pictures that cannot be made are none to lose the curves."""
     directory = Path(trainer.output_dir)
+    again = f"python -m llava.train.report {directory}"
+    looks: list[Look] = []
     try:
         is_partitioned = trainer.writer.engine.name == "zero3"  # then no process can run the student alone
         looks = look_at_data(trainer) if is_partitioned or trainer.is_world_process_zero() else []
-        if trainer.is_world_process_zero():
-            page = write_report(trainer.state.log_history, looks, directory)
-            logger.warning(f"report: {page}")
     except Exception as error:
-        again = f"python -m llava.train.report {directory}"
+        logger.warning(f"the report has no pictures: {error!r}. Draw them with `{again} --image FILE ...`")
+    if not trainer.is_world_process_zero():
+        return
+    try:
+        page = write_report(trainer.state.log_history, looks, directory)
+        logger.warning(f"report: {page}")
+    except Exception as error:
         logger.warning(f"the run is saved, its report failed: {error!r}. Try again with `{again}`")
 
 
@@ -139,7 +145,7 @@ def look_at_data(trainer: Any) -> list[Look]:
     was_training = trainer.distiller.training
     trainer.distiller.eval()
     dataset = trainer.train_dataset if trainer.eval_dataset is None else trainer.eval_dataset
-    with trainer.compute_loss_context_manager():
+    with trainer.accelerator.autocast():  # the Trainer has it around the distiller's forward pass alone
         looks = [look_at_item(trainer, tower, item) for item in pick_items(dataset)]
     trainer.distiller.train(was_training)
     return looks

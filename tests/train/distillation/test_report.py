@@ -42,6 +42,23 @@ def test_a_distillation_ends_with_a_page_that_links_every_figure(reported: Path)
     assert "expert_load" not in page
 
 
+def test_a_frozen_tower_is_looked_at_in_the_precision_of_the_run(lab: Lab) -> None:
+    out = lab.pretrain({"encoder_teachers": lab.specs("clip", "eva"), "report": True, "bf16": True, "max_steps": 1})
+    assert figures_in(out) == ALL_FIGURES
+
+
+def test_curves_are_drawn_where_pictures_cannot_be(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(trainer: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("llava.train.report.look_at_data", fail)
+    out = lab.pretrain({"encoder_teachers": ["clip"], "report": True, "max_steps": 1})
+    assert figures_in(out) == {"report.md", "curves.png", "experts.png"}
+    assert "the report has no pictures: RuntimeError('no memory')" in caplog.text
+
+
 def test_by_hand_the_page_shows_any_picture_to_the_trained_tower(
     reported: Path, world: Any, teachers: dict[str, str]
 ) -> None:
