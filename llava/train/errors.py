@@ -1,6 +1,7 @@
 """What a user sees when a run cannot start or is interrupted: one line, and how to go on."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,17 @@ def readable_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if os.environ.get("LLAVA_DEBUG") == "1":
             raise
-        message = " ".join(str(error).split())
         where = f"[process {rank()}] " if rank() else ""
-        print(f"{where}error: {message} (LLAVA_DEBUG=1 shows the traceback)", file=sys.stderr, flush=True)
+        print(f"{where}error: {message_of(error)} (LLAVA_DEBUG=1 shows the traceback)", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def message_of(error: Exception) -> str:
+    """On one line. What a data worker raised arrives with the worker's traceback in its message, which is left out."""
+    message = str(error)
+    if re.match(r"Caught \w+ in DataLoader worker process", message):
+        message = re.split(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, flags=re.MULTILINE)[-1]
+    return " ".join(message.split())
 
 
 @contextmanager

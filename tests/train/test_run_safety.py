@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
 
 from llava.model.checkpoint import read_state_dict
 from llava.train.errors import readable_errors, resumable
 from llava.train.meter import NonFiniteLoss
+from llava.train.records import DataError
 from llava.train.resume import checkpoints
 from tests.train.runs import (
     ROOT,
@@ -96,6 +98,28 @@ def test_a_mistake_is_one_line_and_debugging_shows_the_traceback(
     monkeypatch.setenv("LLAVA_DEBUG", "1")
     with pytest.raises(ValueError, match="two"), readable_errors():
         raise ValueError("two\nlines")
+
+
+class _Broken(Dataset[None]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        try:
+            raise KeyError("image")
+        except KeyError as error:
+            raise DataError("c1: no picture.\nPut it into --image_folder.") from error
+
+
+def test_a_mistake_that_a_data_worker_finds_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LLAVA_DEBUG", raising=False)
+    for workers in (0, 1):
+        with pytest.raises(SystemExit), readable_errors():
+            next(iter(DataLoader(_Broken(), num_workers=workers)))
+        expected = "error: c1: no picture. Put it into --image_folder. (LLAVA_DEBUG=1 shows the traceback)"
+        assert capsys.readouterr().err.splitlines() == [expected]
 
 
 def test_an_interrupted_run_says_where_it_would_go_on(
