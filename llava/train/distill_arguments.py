@@ -66,9 +66,7 @@ class DistillArguments:
     kd_memory_w: float | None = option(None, "share of CLIP among the teachers (also --kd_clip_share)")
     token_weight: bool | None = option(None, "weigh tokens by the recipe's rule, or (False) equally")
     teacher_weight: bool | None = option(None, "weigh teachers by the recipe's rule, or (False) equally")
-    moe_encoder: bool | None = option(
-        None, "experts in the vision tower; default: with teachers, and where the checkpoint has some"
-    )
+    moe_encoder: bool | None = option(None, "experts in the vision tower; default: with teachers; a checkpoint's stay")
     moe_encoder_dense: bool | None = option(None, "all experts by probability (also --moe_gate dense)")
     moe_encoder_lora_rank: int | None = option(None, "rank of an expert")
     moe_encoder_lora_alpha: float | None = option(None, "an expert is scaled by alpha / rank")
@@ -105,10 +103,10 @@ class DistillArguments:
 
     @property
     def recipe(self) -> str:
-        """The recipe in use. The two flags that only the published method has ask for it."""
+        """The recipe in use. The two flags that only the published method has ask for it, whatever their value."""
         if self.kd_recipe is not None:
             return self.kd_recipe
-        return "release" if self.token_weight or self.teacher_weight else "ours"
+        return "ours" if self.token_weight is self.teacher_weight is None else "release"
 
     @property
     def distills(self) -> bool:

@@ -91,6 +91,8 @@ def _distill_run(distill: DistillArguments, training: TrainingArguments, trains_
         return None
     specs = distill.teacher_specs()
     _check_teachers(specs, distill, training)
+    if specs:
+        training.notes.append(f"teachers are distilled by recipe {distill.recipe!r}; --kd_recipe chooses another")
     if not config.anchor_is_target and specs:
         whose = "the student's own copy of its pretrained CLIP" if config.anchor == "clip" else "it"
         training.notes.append(f"teacher {config.anchor!r} was not named: {whose} weighs tokens and teachers, no more")

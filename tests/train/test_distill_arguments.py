@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from transformers import HfArgumentParser
 
@@ -22,6 +24,14 @@ def test_a_published_launch_line_is_the_released_recipe() -> None:
     assert arguments.to_config() == DISTILL_RECIPES["release"]
     assert arguments.mole_config() == MOLE_RECIPES["release"]
     assert arguments.teacher_specs() == ["clip", "eva", "convnext"]
+
+
+def test_a_published_launch_line_stays_released_where_it_switches_weights_off() -> None:
+    line = PUBLISHED_LINE.replace("weight True", "weight False")
+    arguments = parse(line)
+    assert arguments.recipe == "release"
+    equal = {"token_weights": "uniform", "teacher_weights": "uniform"}
+    assert arguments.to_config() == dataclasses.replace(DISTILL_RECIPES["release"], **equal)
 
 
 def test_naming_teachers_is_enough_for_our_recipe_experts_included() -> None:
@@ -80,7 +90,7 @@ def test_the_students_frozen_copy_anchors_where_clip_is_not_named() -> None:
         ("--kd_standardize False", "standardize", False),
         ("--kd_statistics_steps 100", "statistics_steps", 100),
         ("--kd_token_weights attention", "token_weights", "attention"),
-        ("--token_weight False", "token_weights", "uniform"),
+        ("--kd_recipe ours --token_weight False", "token_weights", "uniform"),
         ("--kd_balance pooled", "balance", "pooled"),
         ("--kd_blank_weight 1", "blank_weight", 1.0),
         ("--moe_encoder_balance_w 0", "balance_weight", 0.0),

@@ -64,6 +64,7 @@ def test_teachers_and_recipe_are_those_of_the_version(script: Path, parsed: Call
     assert run.distill.teachers == TEACHERS[version(script)]
     assert run.distill.config == DISTILL_RECIPES[recipe]
     assert run.distill.released == (recipe == "release")
+    assert [line for line in run.warnings if f"by recipe {recipe!r}" in line]
     assert [spec.name for spec in parse_specs(run.distill.teachers)] == list(run.distill.teachers)
 
 

@@ -31,7 +31,7 @@ SWITCHES: list[dict[str, Any]] = [
     {"kd_heads": "teacher", "kd_teacher_weights": "release"},
     {"kd_balance": "pooled"},
     {"data_path": "chats", "kd_blank_weight": 1.0},
-    {"token_weight": False},
+    {"kd_recipe": "ours", "token_weight": False},
     {"kd_recipe": "release", "teacher_weight": False},
     {"tune_all": False, "tune_encoder": False, "moe_encoder": False},
     {"moe_encoder_dense": True},
