@@ -136,18 +136,18 @@ class CheckpointWriter:
         self.read_state(directory)
 
     def _digest(self) -> str:
-        """Stands for the names and sizes of all that trains."""
+        """Stands for the names and sizes of all that trains, in its order: the optimizer's state goes by that."""
         named = self.distiller.named_parameters()
         trained = [f"{name} {count_parameters(value)}" for name, value in named if value.requires_grad]
-        return hashlib.sha256("\n".join(sorted(trained)).encode()).hexdigest()
+        return hashlib.sha256("\n".join(trained).encode()).hexdigest()
 
     def _check_digest(self, directory: str) -> None:
         with safe_open(f"{directory}/{STATE_FILE}", framework="pt") as file:
             found = (file.metadata() or {}).get("trained")
         if found != self._digest():
             raise ValueError(
-                f"{directory} was written by a run that trained other tensors. Resume with the flags of that run, "
-                "or choose another --output_dir."
+                f"{directory} was written by a run that trained other tensors, or teachers in another order. Resume "
+                "with the flags of that run, or choose another --output_dir."
             )
 
     def _kept(self) -> dict[str, Any]:

@@ -77,6 +77,15 @@ def test_a_checkpoint_holds_everything_that_trains(stage: str, lab: Lab) -> None
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_teachers_in_another_order_do_not_take_over_a_run(lab: Lab) -> None:
+    """The optimizer's state goes by index, and these two have equal sizes."""
+    saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    one, two = (f"{lab.teachers['eva']},name={name}" for name in ("one", "two"))
+    lab.pretrain({"encoder_teachers": ["clip", one, two]}, saving)
+    with pytest.raises(ValueError, match="or teachers in another order"):
+        lab.pretrain({"encoder_teachers": ["clip", two, one]}, saving, {"max_steps": 2})
+
+
 PUBLISHED = [
     case for case in cases("H_end_to_end") if "train" in case.meta and (case.path.parent / "checkpoint").exists()
 ]
