@@ -15,6 +15,7 @@ from llava.model.multimodal_encoder.move_kd.teachers._spec import parse_spec
 from llava.model.multimodal_encoder.move_kd.teachers.base import BuildContext, Defaults, FrozenTeacher
 from llava.model.multimodal_encoder.move_kd.types import ImageSpec, TeacherFeatures, View, split, stack
 from llava.train.check_teachers import examine
+from playground.lab.plugins.truth import Truth
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,9 @@ def test_a_dict_of_tensors_is_seen_in_chunks_checked_and_cached(tmp_path: Path) 
 def test_what_is_no_tensor_is_refused_where_it_is_collated() -> None:
     with pytest.raises(TypeError, match="tensors or dicts of tensors, got SimpleNamespace"):
         stack([SimpleNamespace()])
+
+
+@pytest.mark.parametrize("kind", [Twice, Truth])
+def test_the_key_of_an_own_source_is_known_without_weights(kind: type[FrozenTeacher]) -> None:
+    own = {"source": "16px_student_0-0-0+8px_student_0-0-0" if kind is Twice else "truth"}
+    assert kind.vouched(parse_spec("any:digest=01234567"), BuildContext(), own)["source"] == own["source"]

@@ -4,7 +4,7 @@ Distilling from it is training on the teachers' own labels, so what a teacher ad
 written by `write_labels`; a picture is found there by its content.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,10 @@ class Truth(FrozenTeacher):
         for name, values in tensors.items():
             table.register_buffer(name, values)
         return table
+
+    def adopt(self, there: Mapping[str, Any]) -> None:
+        super().adopt(there)
+        self.numbers = {}  # the source is asked for its key alone
 
     def make_source(self) -> Any:
         return TruthSource(self.numbers)
