@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from llava.eval.statistics import holm, t_interval
+from llava.eval.statistics import holm, ratio_interval, t_interval
 from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
 from playground.lab.report import LAYOUT, read_priors, tables_page
 from playground.lab.results import Row, headline, points, read_rows
@@ -18,6 +18,7 @@ from playground.recipe import RECIPES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "evidence.md").read_text()
+TEXT = " ".join(PAGE.split())
 ROWS = read_rows(DOCS / "evidence" / "results.jsonl")
 EXPLORED = read_rows(DOCS / "evidence" / "exploration.jsonl")
 SHOWN = {
@@ -25,6 +26,7 @@ SHOWN = {
     "baseline-early": "LLaVA, both stages (the baseline)",
     "early-time": "LLaVA, both stages, as much processor time as ours",
     "truth": "the teachers' labels in place of the teachers, no experts, both stages",
+    "experts": "experts without teachers, both stages",
     "release": "MoVE-KD as released, stage 2",
     "paper": "MoVE-KD as the paper says, stage 2",
     "paper-early": "MoVE-KD as the paper says, both stages",
@@ -33,7 +35,11 @@ SHOWN = {
 }
 WEIGHTS = ("ours", "weight-8", "weight-16")
 SEEDS = {arm: len(points(ROWS, arm, "visual", "heldout")) for arm in ARMS}
-PARTS = [name for name in TABLES["Ours without each of its parts"] if name != "ours" and SEEDS[name] >= 5]
+CHANGED = [
+    [name for name in TABLES[title] if name != "ours" and SEEDS[name] >= 5]
+    for title in ("Ours without each of its parts", "What others do")
+]
+PARTS = CHANGED[0]
 
 
 def test_every_table_is_that_of_the_rows() -> None:
@@ -68,9 +74,10 @@ def between(found: Comparison) -> str:
     return f"{found.mean:+z.1f} [{found.interval.low:+z.1f}, {found.interval.high:+z.1f}]"
 
 
-def test_parts_have_their_differences() -> None:
-    found = [difference(name, "ours") for name in PARTS]
-    for name, one, adjusted in zip(PARTS, found, holm([one.p for one in found]), strict=True):
+@pytest.mark.parametrize("names", CHANGED, ids=["parts", "rivals"])
+def test_changes_of_ours_have_their_differences(names: list[str]) -> None:
+    found = [difference(name, "ours") for name in names]
+    for name, one, adjusted in zip(names, found, holm([one.p for one in found]), strict=True):
         mean = fmean(points(ROWS, name, "visual", "heldout").values())
         p = "< 0.001" if adjusted < 0.001 else f"{adjusted:.3f}"
         assert f"| {ARMS[name].title} | {mean:.1f} | {between(one)} | {p} |" in PAGE
@@ -95,7 +102,12 @@ def test_another_world_has_its_rows() -> None:
         assert f"| {SHOWN[arm]} | {scores} | {fmean(scored.values()):.1f} |" in PAGE
     found = compare(rows, "ours", "baseline-early", "heldout")
     assert found is not None
-    assert f"{between(found)}, p = {found.p:.3f}" in PAGE
+    assert f"{between(found)}, p = {found.p:.3f}" in TEXT
+    digits = compare(rows, "ours", "baseline-early", "heldout", "digit")
+    same = compare([row for row in ROWS if row.seed in found.seeds], "ours", "baseline-early", "heldout", "digit")
+    assert digits is not None
+    assert same is not None
+    assert f"digits gain {between(digits)} there, and with the same three seeds {between(same)} in" in TEXT
 
 
 def test_the_weight_was_chosen_on_validation_questions() -> None:
@@ -115,21 +127,35 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
         ("ours", "paper-early"),
         ("paper", "baseline"),
         ("baseline-early", "baseline"),
+        ("ours-no-experts", "baseline-early"),
+        ("ours-no-experts", "early-time"),
+        ("experts", "baseline-early"),
     )
-    assert [pair for pair in pairs if between(difference(*pair)) not in PAGE] == []
+    assert [pair for pair in pairs if between(difference(*pair)) not in TEXT] == []
     ours = difference("ours", "baseline-early")
     low, high = ours.interval
     assert f"{ours.mean:+.1f} points [{low:+.1f}, {high:+.1f}]" in (DOCS.parent / "README.md").read_text()
     assert ours.p < 0.001
     assert "(p < 0.001)" in PAGE
-    gap = difference("ceiling", "baseline-early").mean
-    assert f"{gap:.1f} above the same baseline" in PAGE
-    assert f"recovers {100 * difference('ours', 'baseline-early').mean / gap:.0f} % of that" in " ".join(PAGE.split())
+    gap = difference("ceiling", "baseline-early")
+    assert f"{gap.mean:.1f} above the same baseline" in TEXT
+    low, high = ratio_interval(list(ours.values.values()), list(gap.values.values()))
+    share = f"{100 * ours.mean / gap.mean:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    assert f"the whole recipe recovers {share} of that" in TEXT
     assert between(difference("ours-raw", "ours", "all")) in PAGE
-    longer, as_ours = (core_seconds(ROWS, arm) for arm in ("early-time", "weight-8"))
-    assert f"took {longer:.0f} and a run that costs what ours costs {as_ours:.0f}." in " ".join(PAGE.split())
     for kind in ("texture", "size", "digit"):
         assert f"({difference('ours', 'baseline-early', kind).mean:+.1f})" in PAGE
+    heads = {kind: difference("ours-teacher-heads", "baseline-early", kind).mean for kind in VISUAL_KINDS}
+    assert "({texture:+.1f} in texture and {digit:+.1f} in digits over".format(**heads) in TEXT
+    assert "({color:+.1f} in color, {shape:+.1f} in shape, {count:+.1f} in counting)".format(**heads) in TEXT
+
+
+def test_what_is_said_of_the_release_is_corrected_for_the_comparisons_of_its_table() -> None:
+    names = [name for name in TABLES["Does it help"] if SEEDS[name] >= 5 and ARMS[name].against is not None]
+    found = [difference(name, ARMS[name].against or "") for name in names]
+    adjusted = dict(zip(names, holm([one.p for one in found]), strict=True))["release"]
+    p = difference("release", "baseline").p
+    assert f"(p = {p:.3f} before and {adjusted:.3f} after correction for the comparisons of its table)" in TEXT
 
 
 def test_hints_say_how_many_seeds_they_have() -> None:
