@@ -155,13 +155,18 @@ class DistillArguments:
     def given_moe_keys(self) -> frozenset[str]:
         """Keys of config.json's `moe` that flags name."""
         given = {flag for flag in MOLE_ITEMS if getattr(self, flag) is not None}
-        return frozenset(given | ({"moe_gate", "moe_encoder_dense"} if self.moe_encoder_dense else set()))
+        return frozenset(given if self.moe_encoder_dense is None else given | {"moe_encoder_dense"})
 
-    def idle_flags(self) -> dict[str, str]:
-        """Flags that were given and change nothing beside the others, each with the reason. Raises ValueError."""
+    def idle_flags(self, tune_encoder: bool = True) -> dict[str, str]:
+        """Flags that were given and change nothing beside the others, each with the reason. Raises ValueError.
+
+        tune_encoder: as in `to_config`.
+        """
         idle: dict[str, str] = {}
         if not self.has_experts:
             idle |= dict.fromkeys((*EXPERT_FLAGS, "kd_experts"), "the vision tower gets no experts")
+        else:
+            idle |= self._idle_beside_experts(tune_encoder)
         if not self.distills:
             own = ("encoder_teachers", "kd", "kd_recipe", "kd_blank_weight", "moe_encoder", *EXPERT_FLAGS)
             reason = "no teacher is named" if self.kd else "--kd is False"
@@ -172,6 +177,17 @@ class DistillArguments:
         if self.goes_on_with_experts and self.moe_encoder is False:
             found["moe_encoder"] = "the checkpoint has experts, which stay"
         return found
+
+    def _idle_beside_experts(self, tune_encoder: bool) -> dict[str, str]:
+        idle: dict[str, str] = {}
+        if self.goes_on_with_experts:
+            idle |= dict.fromkeys(("moe_init_a", "moe_init_b"), "the checkpoint has experts, which stay")
+        if not tune_encoder:
+            idle["moe_encoder_balance_w"] = "the experts do not train"
+        config = self.to_config(tune_encoder)
+        if config is None or (config.balance_weight == 0 and "router_balance" not in dict(config.objectives)):
+            idle["kd_balance"] = "there is no balance term"
+        return idle
 
     def _idle_beside(self, config: DistillConfig) -> dict[str, str]:
         idle: dict[str, str] = {}

@@ -19,7 +19,7 @@ from llava.model.tokenizer import add_image_tokens, grow_embeddings
 from llava.train.run_config import LoraSettings, ModelConfig, QuantizationSettings, Run
 
 # Keys of config.json's `moe` that may change when training goes on, and those that only told how experts began.
-CHANGEABLE = ("moe_gate", "moe_encoder_dense", "moe_dropout")
+CHANGEABLE = ("moe_gate", "moe_dropout")
 BEGINNINGS = ("moe_init_a", "moe_init_b")
 
 
@@ -129,8 +129,10 @@ def experts_of(path: str, asked: Mapping[str, Any], given: Collection[str]) -> d
         return dict(asked)
     own = MoLEConfig.from_dict(stored).to_dict()
     changed = {name: asked[name] for name in CHANGEABLE if name in given}
+    if "moe_encoder_dense" in given and asked["moe_encoder_dense"] != own["moe_encoder_dense"]:
+        changed["moe_gate"] = asked["moe_gate"]
     for name in given:
-        if name not in (*CHANGEABLE, *BEGINNINGS) and own[name] != asked[name]:
+        if name not in (*CHANGEABLE, *BEGINNINGS, "moe_encoder_dense") and own[name] != asked[name]:
             raise ValueError(f"--{name} {asked[name]} does not fit the experts of {path}, which say {own[name]}")
     return MoLEConfig.from_dict({**own, **changed}).to_dict() if changed else dict(stored)
 

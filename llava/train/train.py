@@ -16,8 +16,9 @@ from llava.train.environment import leave_processes, say, use_cache, world_size
 from llava.train.errors import readable_errors, resumable
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.run_config import Run
-from llava.train.stages import apply_stage, trainable_report
+from llava.train.stages import Parts, apply_stage, trainable_report, trained_parts
 from llava.train.student import build_student, unused_parameters
+from llava.train.translate import RATE_FLAGS
 
 
 def train(attn_implementation: str | None = None) -> None:
@@ -50,7 +51,15 @@ def announce(run: Run, trainer: LLaVATrainer) -> None:
     devices = torch.accelerator.device_count()
     if devices > 1 and world_size() == 1 and not run.hf.use_cpu:
         say(f"1 of {devices} devices is used: start with `deepspeed` or `torchrun` to use them all")
-    say("\n".join([*run.warnings, *trainable_report(trainer.distiller.parts(), run.learning_rates)]))
+    parts = trainer.distiller.parts()
+    say("\n".join([*run.warnings, *idle_rates(run, parts), *trainable_report(parts, run.learning_rates)]))
+
+
+def idle_rates(run: Run, parts: Parts) -> list[str]:
+    """A line for each learning rate of a part of which nothing trains."""
+    trained = trained_parts(parts)
+    given = {part: flag for part, flag in RATE_FLAGS.items() if run.learning_rates[part] != run.hf.learning_rate}
+    return [f"--{flag} has no effect: {part} does not train" for part, flag in given.items() if part not in trained]
 
 
 def main(attn_implementation: str | None = None) -> None:

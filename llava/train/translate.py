@@ -14,7 +14,7 @@ from llava.train.distill_arguments import DistillArguments
 from llava.train.model_arguments import DataArguments, ModelArguments
 from llava.train.run_config import DistillRun, LoraSettings, ModelConfig, QuantizationSettings, Run, VisionConfig
 from llava.train.sampler import Mode
-from llava.train.stages import StageFlags, select_stage
+from llava.train.stages import PARTS, StageFlags, select_stage
 from llava.train.training_arguments import TrainingArguments
 
 # Entries of config.json that are recorded from the flags of the same name.
@@ -30,6 +30,14 @@ RECORDED = {
     ),
     TrainingArguments: ("freeze_mm_mlp_adapter", "mm_projector_lr", "mm_vision_tower_lr"),
 }  # fmt: skip
+
+# The learning rates of parts.
+RATE_FLAGS = {
+    "projector": "mm_projector_lr",
+    "mole": "mole_lr",
+    "vision_tower": "mm_vision_tower_lr",
+    "adapters": "adapter_lr",
+}
 
 
 def build_run(
@@ -49,13 +57,14 @@ def build_run(
         raise ValueError("--data_path is missing: JSON, JSONL, parquet or a YAML mixture (docs/data.md)")
     if model.mm_resampler_type not in (None, "identity"):
         raise ValueError(f"--mm_resampler_type {model.mm_resampler_type!r} is not supported; leave it out")
-    idle = distill.idle_flags()
+    implied_experts = distill.moe_encoder is None and distill.distills
+    stage = select_stage(_stage_flags(model, training, implied_experts))
+    trains_experts = "mole" in stage.trainable
+    idle = distill.idle_flags(trains_experts)
     if training.tune_encoder_adapter and not distill.distills:
         idle["tune_encoder_adapter"] = "no teacher is named" if distill.kd else "--kd is False"
     training.notes.extend(f"--{name} has no effect: {reason}" for name, reason in idle.items())
-    implied_experts = distill.moe_encoder is None and distill.distills
-    stage = select_stage(_stage_flags(model, training, implied_experts))
-    distillation = _distill_run(distill, training, trains_experts="mole" in stage.trainable)
+    distillation = _distill_run(distill, training, trains_experts)
     init_from = _stage_one_files(model, distill, training.notes)
     brings_tower = any(map(has_weights, init_from))
     return Run(
@@ -137,14 +146,8 @@ def _stage_flags(model: ModelArguments, training: TrainingArguments, implied_exp
 
 
 def _learning_rates(training: TrainingArguments) -> dict[str, float]:
-    own = {
-        "projector": training.mm_projector_lr,
-        "mole": training.mole_lr,
-        "vision_tower": training.mm_vision_tower_lr,
-        "language_model": None,
-        "adapters": training.adapter_lr,
-    }
-    return {part: training.learning_rate if rate is None else rate for part, rate in own.items()}
+    own = {part: getattr(training, flag) for part, flag in RATE_FLAGS.items()}
+    return {part: training.learning_rate if own.get(part) is None else own[part] for part in PARTS}
 
 
 def _sampling(training: TrainingArguments) -> Mode | Literal["shuffle"]:

@@ -172,7 +172,19 @@ def test_a_word_that_is_no_choice_stops_the_parser() -> None:
         ("--encoder_teachers clip eva --kd_heads teacher --kd_grid pool", {"kd_grid"}),
         ("--encoder_teachers clip eva --kd_standardize False --kd_statistics_steps 9", {"kd_statistics_steps"}),
         ("--encoder_teachers clip eva --kd_recipe ours --teacher_weight True", {"teacher_weight"}),
+        ("--encoder_teachers clip eva --kd_balance pooled --moe_encoder_balance_w 0", {"kd_balance"}),
+        ("--moe_encoder True --kd_balance pooled --moe_encoder_balance_w 0", {"kd_balance"}),
+        (
+            "--encoder_teachers clip --kd_balance pooled --moe_encoder_balance_w 0 --kd_objectives router_balance=1",
+            set(),
+        ),
     ],
 )
 def test_flags_that_change_nothing_are_told(line: str, idle: set[str]) -> None:
     assert set(parse(line).idle_flags()) == idle
+
+
+@pytest.mark.parametrize("experts", ["--moe_encoder True", "--encoder_teachers clip eva"])
+def test_a_balance_of_experts_that_do_not_train_is_told(experts: str) -> None:
+    idle = parse(f"{experts} --kd_balance pooled --moe_encoder_balance_w 0.5").idle_flags(tune_encoder=False)
+    assert set(idle) == {"kd_balance", "moe_encoder_balance_w"}

@@ -21,9 +21,9 @@ PUBLISHED = {
 }
 
 
-def found(folder: Path, **flags: Any) -> dict[str, Any]:
-    """For our recipe with these flags, on a published checkpoint."""
-    (folder / "config.json").write_text(json.dumps({"model_type": "move_llava_llama", "moe": PUBLISHED}))
+def found(folder: Path, stored: dict[str, Any] = PUBLISHED, **flags: Any) -> dict[str, Any]:
+    """For our recipe with these flags, on a checkpoint with experts, as published."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "move_llava_llama", "moe": stored}))
     arguments = DistillArguments(encoder_teachers=["clip"], **flags)
     mole = arguments.mole_config()
     assert mole is not None
@@ -38,7 +38,10 @@ def test_a_checkpoints_experts_stay_what_they_are_whatever_the_recipe(tmp_path: 
 def test_gate_and_dropout_may_change_where_a_flag_says_so(tmp_path: Path) -> None:
     changed = MoLEConfig.from_dict(found(tmp_path, moe_gate="top1_ste", moe_dropout=0.2))
     assert (changed.gate, changed.dropout, changed.alpha, changed.layers) == ("top1_ste", 0.2, 1, "all")
-    assert MoLEConfig.from_dict(found(tmp_path, moe_encoder_dense=True)).is_dense
+    dense = found(tmp_path, moe_encoder_dense=True)
+    assert MoLEConfig.from_dict(dense).is_dense
+    sparse = found(tmp_path, stored=dense, moe_encoder_dense=False)
+    assert (sparse["moe_encoder_dense"], sparse["moe_gate"]) == (False, "top1_ste")
 
 
 @pytest.mark.parametrize("flags", [{"moe_encoder_lora_rank": 8}, {"moe_encoder_lora_alpha": 4}, {"moe_layers": "used"}])
@@ -60,6 +63,7 @@ def going_on(folder: Path, flags: str) -> Run:
     [
         ("--moe_encoder_lora_rank 32 --moe_encoder_balance_w 0.5", []),
         ("--moe_encoder False --moe_encoder_balance_w 0.5 --encoder_teachers clip eva --kd_experts own", ["stay"]),
+        ("--moe_encoder_balance_w 0.5 --moe_init_a linear --moe_init_b linear", ["stay", "stay"]),
     ],
 )
 def test_experts_that_a_checkpoint_has_count_without_a_flag_that_asks_for_them(

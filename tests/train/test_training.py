@@ -136,6 +136,17 @@ def test_lora_writes_an_adapter_that_merges_onto_its_base(
     assert not torch.equal(model.get_model().layers[0].self_attn.q_proj.weight, plain)
 
 
+def test_learning_rates_of_parts_that_do_not_train_are_told(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"mm_projector_lr": 1e-4, "mole_lr": 1e-4, "adapter_lr": 1e-4, "mm_vision_tower_lr": 1e-5, "max_steps": 1}
+    train_tiny(world, tmp_path, monkeypatch, STAGE_ONE, rates)
+    printed = capsys.readouterr().out
+    assert "--mm_projector_lr" not in printed
+    for flag, part in (("mole_lr", "mole"), ("adapter_lr", "adapters"), ("mm_vision_tower_lr", "vision_tower")):
+        assert f"--{flag} has no effect: {part} does not train" in printed
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_language_model_trains_its_adapter(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
