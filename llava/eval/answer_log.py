@@ -51,7 +51,8 @@ class AnswerLog:
     """An answer file that can be continued; the file `<path>.run.json` beside it holds the settings of its run.
 
     settings: what decides an answer. surroundings: what is only noted. A last line that a kill has torn is cut off.
-    Raises ValueError for a file that holds anything but answers in `answer_format`, or answers of other `settings`.
+    Raises ValueError for a file that holds anything but answers in `answer_format`, or answers of other or unknown
+    `settings`.
     """
 
     def __init__(
@@ -92,8 +93,13 @@ class AnswerLog:
         return self.path.with_name(self.path.name + ".run.json")
 
     def _check_settings(self, settings: Row) -> None:
-        if not self.done or not self.note_path.exists():
+        if not self.done:
             return
+        if not self.note_path.exists():
+            raise ValueError(
+                f"{self.path} holds {sum(self.done.values())} answers, but there is no {self.note_path.name} that "
+                "tells whose they are; name another --answers-file, or remove this one"
+            )
         earlier = json.loads(self.note_path.read_text(encoding="utf-8"))["settings"]
         changed = [key for key in settings if settings[key] != earlier.get(key)]
         if changed:

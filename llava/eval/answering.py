@@ -205,5 +205,7 @@ def run_generator(
             with tqdm(total=len(part), initial=len(part) - len(left), desc=f"chunk {args.chunk_idx}") as progress:
                 for count in answer_questions(chat, left, log, decoding, args.batch_size, args.workers, args.seed):
                     progress.update(count)
+        elif part:
+            print(f"nothing is left to answer: {args.answers_file} holds the answers to all {len(part)} questions")
     finally:
         log.close()

@@ -73,6 +73,16 @@ def test_answers_of_another_run_are_not_continued(tmp_path: Path) -> None:
     AnswerLog(path, VQA, {**SETTINGS, "temperature": 0.2}).close()
 
 
+def test_answers_without_a_note_are_nobodys(tmp_path: Path) -> None:
+    """Such as those that LLaVA's own generators wrote."""
+    path = tmp_path / "answers.jsonl"
+    answer(path, QUESTIONS[0])
+    path.with_name("answers.jsonl.run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds 1 answers, but there is no answers\.jsonl\.run\.json .* remove this"):
+        open_questions(path)
+    assert not path.with_name("answers.jsonl.run.json").exists()
+
+
 def test_settings_and_surroundings_are_noted_beside_the_answers(tmp_path: Path) -> None:
     AnswerLog(tmp_path / "a.jsonl", VQA, SETTINGS, {"versions": {"torch": "2"}}).close()
     noted = json.loads((tmp_path / "a.jsonl.run.json").read_text())

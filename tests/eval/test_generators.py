@@ -89,6 +89,15 @@ def test_an_empty_chunk_leaves_an_empty_file_and_loads_no_model(questions: Path,
     assert (tmp_path / "answers.jsonl").read_bytes() == b""
 
 
+def test_a_finished_file_is_said_to_be_finished(
+    questions: Path, flags: Flags, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_vqa.main(flags(questions))
+    assert "nothing is left" not in capsys.readouterr().out
+    model_vqa.main(flags(questions))
+    assert "answers.jsonl holds the answers to all 5 questions\n" in capsys.readouterr().out
+
+
 def test_an_answers_file_without_a_folder_is_written_here(
     questions: Path, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
