@@ -57,7 +57,7 @@ def losses(model: Any, document: dict[str, Any]) -> list[Any]:
         Instance("loglikelihood", ("What?", answer, lambda row: [row["image"]], 0, "t", "test"), index, dict(metadata))
         for index, answer in enumerate(("red", "green", "a dark blue one"))
     ]
-    rank = model.loglikelihood if model.__class__.__name__ == "Llava" else model.rank
+    rank = model.loglikelihood if model.__class__.__name__ == "Llava" else model.rank_answers
     return [loss for loss, _ in rank(requests)]
 
 

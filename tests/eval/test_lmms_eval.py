@@ -159,9 +159,21 @@ def test_two_processes_share_the_questions(
     tasks: Path, checkpoint: Path, answers: dict[str, Any], tmp_path: Path
 ) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = [str(ROOT / "tests/eval/lmms_worker.py"), str(tasks), str(checkpoint), str(tmp_path / "a.json"), "chat"]
-    run([*launch, *worker], tmp_path / "cache")
-    assert json.loads((tmp_path / "a.json").read_text())["chat"] == answers["chat"]
+    worker = [str(ROOT / "tests/eval/lmms_worker.py"), str(tasks), str(checkpoint), str(tmp_path / "a.json")]
+    run([*launch, *worker, "chat", "simple"], tmp_path / "cache")
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["chat"] == answers["chat"]
+    assert found["simple"]["tiny_vqa"] == answers["simple"]["tiny_vqa"]
+
+
+def test_the_plugin_leaves_lmms_evals_own_properties_alone() -> None:
+    """The evaluator reads them as numbers when several processes share the questions."""
+    code = (
+        "from lmms_eval.api.model import lmms; from llava.eval.lmms_eval_plugin import chat, simple\n"
+        "assert simple.SimpleMoveKD.rank is chat.ChatMoveKD.rank is lmms.rank\n"
+        "assert simple.SimpleMoveKD.world_size is chat.ChatMoveKD.world_size is lmms.world_size"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.slow

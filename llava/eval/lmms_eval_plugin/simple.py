@@ -39,9 +39,9 @@ class SimpleMoveKD(MoveKD):
         A loss and not a likelihood, because lmms-eval takes the lowest value to be the choice. Wrapped, because
         version 0.7.3 turns a bare pair into a string and then cannot score it.
         """
-        return [GenerationResult(text=pair) for pair in self.rank(requests)]
+        return [GenerationResult(text=pair) for pair in self.rank_answers(requests)]
 
-    def rank(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def rank_answers(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         candidates = [self._candidate(*request.args) for request in requests]
         results: list[tuple[float, bool]] = [(0.0, False)] * len(candidates)
         with tqdm(total=len(candidates), disable=self.rank != 0, desc="Model Responding") as progress:
