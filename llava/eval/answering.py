@@ -5,7 +5,9 @@ killed run loses at most the batch it was working on (one answer at the default 
 """
 
 import argparse
+import hashlib
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -41,6 +43,10 @@ SETTINGS = (
     "answer_prompter",
     "lang",
 )
+
+# The files of a checkpoint folder that decide an answer.
+DECISIVE = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "*token*.json", "vocab.*", "merges.txt")
+MIB = 2**20
 
 
 def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
@@ -149,17 +155,28 @@ def add_common_arguments(
 
 
 def checkpoint_fingerprint(model_path: str) -> str | None:
-    """Changes when a file of a checkpoint folder is written; None for a name on the hub."""
+    """Changes with the config, the tokenizer or the weights of a checkpoint folder; None for a name on the hub.
+
+    Of files above 64 MiB only a part is read: the last MiB, and one in every 32.
+    """
     folder = Path(model_path).expanduser()
     if not folder.is_dir():
         return None
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
-    return f"{zlib.crc32(repr(files).encode()):08x}"
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in DECISIVE for path in folder.glob(pattern) if path.is_file()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with open(path, "rb") as file:
+            for start in (*range(0, size, MIB if size <= 64 * MIB else 32 * MIB), max(0, size - MIB)):
+                file.seek(start)
+                digest.update(file.read(MIB))
+    return digest.hexdigest()[:16]
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     values = {name: value for name, value in vars(args).items() if name in SETTINGS}
-    return {**values, "checkpoint": checkpoint_fingerprint(args.model_path)}
+    paths = {name: os.path.normpath(path) for name in ("model_path", "model_base") if (path := values.get(name))}
+    return {**values, **paths, "checkpoint": checkpoint_fingerprint(args.model_path)}
 
 
 def surroundings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_qa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.answering import chunk, mmtag_template, prompt_of
+from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of
 from llava.inference import Chat, Decoding
 from tests.eval.conftest import COLORS, read_rows, write_jsonl
 from tests.tiny import tiny_lm_folder
@@ -96,6 +97,45 @@ def test_a_finished_file_is_said_to_be_finished(
     assert "nothing is left" not in capsys.readouterr().out
     model_vqa.main(flags(questions))
     assert "answers.jsonl holds the answers to all 5 questions\n" in capsys.readouterr().out
+
+
+def test_what_cannot_change_an_answer_does_not_stop_a_resumed_run(
+    questions: Path, flags: Flags, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    given = flags(questions, answers="model/answers.jsonl")
+    given[given.index("--model-path") + 1] = str(folder)
+    model_vqa.main([*given, "--test_size", "2"])
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    (folder / "scores.json").write_text("{}")
+    given[given.index("--model-path") + 1] = f"{folder.parent}/./model/"
+    model_vqa.main(given)
+    assert len(read_rows(folder / "answers.jsonl")) == 5
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "mm_projector.bin", "adapter_model.safetensors"])
+def test_a_file_that_decides_answers_changes_the_fingerprint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"a" * 100)
+    before = checkpoint_fingerprint(str(tmp_path))
+    (tmp_path / name).write_bytes(b"a" * 99 + b"b")
+    assert checkpoint_fingerprint(str(tmp_path)) != before
+
+
+def test_large_files_are_sampled_everywhere(tmp_path: Path) -> None:
+    """A projector of 40 MiB in the middle of frozen weights does not go unnoticed."""
+    path = tmp_path / "model.safetensors"
+    prints = set()
+    for start in (None, 70, 101, 143):
+        with open(path, "wb") as file:
+            file.truncate(144 * 2**20)
+            if start is not None:
+                file.seek(start * 2**20)
+                file.write(b"x" * min(40, 144 - start) * 2**20)
+        prints.add(checkpoint_fingerprint(str(tmp_path)))
+    assert len(prints) == 4
 
 
 def test_an_answers_file_without_a_folder_is_written_here(
