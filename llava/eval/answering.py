@@ -9,14 +9,16 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -57,21 +59,29 @@ def chunk(items: Sequence[Any], count: int, index: int) -> Sequence[Any]:
     return items[index * size : (index + 1) * size]
 
 
-class QuestionImages(Dataset[tuple[Question, list[Image.Image] | Exception]]):
-    """Opens a question's pictures in the data workers; a failure travels as a value, so that it can be named."""
+def with_images(
+    questions: Iterable[Question], workers: int, ahead: int
+) -> Iterator[tuple[Question, list[Image.Image]]]:
+    """Questions with their pictures, of which `workers` threads open `ahead` in advance; with 0 they open in turn.
 
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self.questions = questions
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> tuple[Question, list[Image.Image] | Exception]:
-        question = self.questions[index]
-        try:
-            return question, question.open_images()
-        except (OSError, ValueError) as error:
-            return question, error
+    Threads and not processes: a run that is stopped leaves nothing behind, and pictures need no shared memory.
+    Raises ValueError that names a question.
+    """
+    rest = iter(questions)
+    opened: deque[tuple[Question, Future[list[Image.Image]]]] = deque()
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        while True:
+            wanted = ahead - len(opened) if workers else 1
+            opened.extend((question, pool.submit(question.open_images)) for question in islice(rest, wanted))
+            if not opened:
+                return
+            question, images = opened.popleft()
+            if error := images.exception():
+                raise ValueError(f"question {question.id!r}: {error}") from error
+            yield question, images.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prompt_of(chat: Chat, message: str, image_count: int) -> str:
@@ -102,15 +112,10 @@ def answer_questions(
     Sampling is seeded by the question, so that a resumed or sharded run gives the answers of an uninterrupted one
     (at batch size 1).
     """
-    loader = DataLoader(
-        QuestionImages(questions), batch_size=batch_size, num_workers=workers if questions else 0, collate_fn=list
-    )
+    loaded = with_images(questions, workers, 2 * max(workers, batch_size))
     stop = stop_string(chat.conversation())
-    for batch in loader:
+    while batch := list(islice(loaded, batch_size)):
         torch.manual_seed(zlib.crc32(log.format.asks(batch[0][0]).encode(), seed))
-        for question, images in batch:
-            if isinstance(images, Exception):
-                raise ValueError(f"question {question.id!r}: {images}") from images
         try:
             prompts = [prompt_of(chat, question.message, len(images)) for question, images in batch]
             texts = chat.answer_all(prompts, [images for _, images in batch], decoding, stop)
@@ -144,7 +149,7 @@ def add_common_arguments(
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=max_new_tokens)
     parser.add_argument("--seed", type=int, default=0, help="of sampling, when the temperature is above 0")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=4, help="processes that open pictures")
+    parser.add_argument("--workers", type=int, default=4, help="threads that open pictures; 0: none")
     parser.add_argument("--device", default="auto", help="auto takes a GPU when there is one")
     parser.add_argument(
         "--dtype",

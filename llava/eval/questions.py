@@ -14,7 +14,7 @@ class Question:
     """id: the file's own, not always unique: TextVQA numbers pictures, MME asks two questions under one id.
 
     text: what the answer line records as prompt. message: what the model reads; `<image>` in it marks where pictures
-    go, without one they come first. open_images: called in a data worker, gives RGB pictures in order.
+    go, without one they come first. open_images: called in a thread, gives RGB pictures in order.
     extra: more keys of the answer line.
     """
 
@@ -58,7 +58,7 @@ def open_rgb(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Opens the named files below a folder. Picklable, so that data workers may be spawned."""
+    """Opens the named files below a folder."""
 
     paths: tuple[Path, ...] = ()
 

@@ -7,13 +7,16 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from llava.eval import model_qa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of
+from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of, with_images
+from llava.eval.questions import Question
 from llava.inference import Chat, Decoding
 from tests.eval.conftest import COLORS, read_rows, write_jsonl
 from tests.tiny import tiny_lm_folder
@@ -273,6 +276,31 @@ def test_a_plain_checkpoint_is_asked_in_the_tagged_template() -> None:
     assert mmtag_template("v1", "llava-plain-finetune") == "v1"
     assert mmtag_template("v1_mmtag", "llava-plain-7b") == "v1_mmtag"
     assert mmtag_template("v1", "llava-7b") == "v1"
+
+
+def test_pictures_are_opened_ahead_without_processes_that_a_kill_would_leave(
+    questions: Path, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children: list[int] = []
+    answer_all = Chat.answer_all
+
+    def counted(*given: Any) -> list[str]:
+        children.append(len(multiprocessing.active_children()))
+        return answer_all(*given)
+
+    monkeypatch.setattr(Chat, "answer_all", counted)
+    model_vqa.main(flags(questions, "--workers", "2"))
+    assert children == [0] * 5
+    assert [row["question_id"] for row in read_rows(tmp_path / "answers.jsonl")] == list(range(5))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_come_in_order_and_only_so_many_in_advance(workers: int) -> None:
+    started: list[int] = []
+    asked = [Question(index, "", "", partial(started.append, index)) for index in range(9)]  # type: ignore[arg-type]
+    for index, (question, _) in enumerate(with_images(asked, workers, 3)):
+        assert question.id == index
+        assert index < len(started) <= index + 3
 
 
 def test_a_killed_run_loses_at_most_one_answer(flags: Flags, tmp_path: Path) -> None:
