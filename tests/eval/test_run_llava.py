@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from llava.eval.answering import prompt_of
+from llava.eval.questions import open_rgb
 from llava.eval.run_llava import Query, answer, eval_model, main
 from llava.inference import Chat, Decoding
 from llava.mm_utils import get_model_name_from_path
+from llava.remote import load_image
 
 GREEDY = Decoding(0, max_new_tokens=6)
 
@@ -81,3 +83,11 @@ def test_a_missing_picture_is_named_before_the_model_is_loaded(tmp_path: Path) -
     gone = str(tmp_path / "gone.png")
     with pytest.raises((FileNotFoundError, ValueError), match=r"gone\.png"):
         eval_model(arguments(model_path=str(tmp_path / "nowhere"), query="q", image_file=gone))
+
+
+def test_photos_are_turned_upright_here_and_read_as_stored_by_benchmarks(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg", exif=exif)
+    assert load_image(str(tmp_path / "photo.jpg")).size == (30, 40)
+    assert open_rgb(tmp_path / "photo.jpg").size == (40, 30)
