@@ -50,6 +50,7 @@ VQA = AnswerFormat(vqa_line, ("question_id", "prompt"))
 class AnswerLog:
     """An answer file that can be continued; the file `<path>.run.json` beside it holds the settings of its run.
 
+    Reads and checks what is there; nothing is written before `with log:`, which opens it for answers.
     settings: what decides an answer. surroundings: what is only noted. A last line that a kill has torn is cut off.
     Raises ValueError for a file that holds anything but answers in `answer_format`, or answers of other or unknown
     `settings`.
@@ -60,16 +61,24 @@ class AnswerLog:
     ) -> None:
         self.path = Path(path).expanduser()
         self.format = answer_format
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.note = {"settings": settings, **(surroundings or {})}
         self.done: Counter[str] = Counter()
-        content = self.path.read_bytes() if self.path.exists() else b""
-        kept = self._read(content)
+        self.content = self.path.read_bytes() if self.path.exists() else b""
+        self.kept = self._read(self.content)
         self._check_settings(settings)
-        self._note({"settings": settings, **(surroundings or {})})
-        self.file = open(self.path, "ab")  # noqa: SIM115 (closed by close)
-        self.file.truncate(kept)
-        if kept and content[kept - 1 : kept] != b"\n":
+
+    def __enter__(self) -> "AnswerLog":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.note_path.write_text(json.dumps(self.note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.file = open(self.path, "ab")
+        if self.kept < len(self.content):
+            self.file.truncate(self.kept)
+        if self.kept and self.content[self.kept - 1 : self.kept] != b"\n":
             self.file.write(b"\n")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
     def _read(self, content: bytes) -> int:
         """Counts the answers and returns how many bytes are sound."""
@@ -109,9 +118,6 @@ class AnswerLog:
                 "name another --answers-file, or remove this one"
             )
 
-    def _note(self, note: Row) -> None:
-        self.note_path.write_text(json.dumps(note, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
     def take(self, question: Question) -> bool:
         """Whether an answer to `question` was there; each answer is taken once, so a question asked twice needs two."""
         identity = self.format.asks(question)
@@ -121,6 +127,3 @@ class AnswerLog:
     def write(self, question: Question, text: str, model_id: str) -> None:
         self.file.write(json.dumps(self.format.line(question, text, model_id), ensure_ascii=False).encode() + b"\n")
         self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()

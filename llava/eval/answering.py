@@ -219,15 +219,13 @@ def run_generator(
     """
     part = chunk(questions, args.num_chunks, args.chunk_idx)
     log = AnswerLog(args.answers_file, answer_format, settings_of(args), surroundings_of(args))
-    try:
-        left = [question for question in part if not log.take(question)]
-        if left:
+    left = [question for question in part if not log.take(question)]
+    chat = load_chat(args, chat_class) if left else None
+    with log:
+        if chat is not None:
             decoding = Decoding(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
-            chat = load_chat(args, chat_class)
             with tqdm(total=len(part), initial=len(part) - len(left), desc=f"chunk {args.chunk_idx}") as progress:
                 for count in answer_questions(chat, left, log, decoding, args.batch_size, args.workers, args.seed):
                     progress.update(count)
         elif part:
             print(f"nothing is left to answer: {args.answers_file} holds the answers to all {len(part)} questions")
-    finally:
-        log.close()

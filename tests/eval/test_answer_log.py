@@ -13,17 +13,14 @@ QUESTIONS = [Question(index, f"text {index}", "") for index in range(3)]
 
 
 def answer(path: Path, *questions: Question) -> None:
-    log = AnswerLog(path, VQA, SETTINGS)
-    for question in questions:
-        log.write(question, "yes", "model")
-    log.close()
+    with AnswerLog(path, VQA, SETTINGS) as log:
+        for question in questions:
+            log.write(question, "yes", "model")
 
 
 def open_questions(path: Path) -> list[int]:
-    log = AnswerLog(path, VQA, SETTINGS)
-    left = [question.id for question in QUESTIONS if not log.take(question)]
-    log.close()
-    return left
+    with AnswerLog(path, VQA, SETTINGS) as log:
+        return [question.id for question in QUESTIONS if not log.take(question)]
 
 
 def test_answered_questions_are_left_out(tmp_path: Path) -> None:
@@ -70,7 +67,8 @@ def test_answers_of_another_run_are_not_continued(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds 1 answers of another run \(temperature was 0\.0 and is 0\.2\)"):
         AnswerLog(path, VQA, {**SETTINGS, "temperature": 0.2})
     path.write_text("")
-    AnswerLog(path, VQA, {**SETTINGS, "temperature": 0.2}).close()
+    with AnswerLog(path, VQA, {**SETTINGS, "temperature": 0.2}):
+        pass
 
 
 def test_answers_without_a_note_are_nobodys(tmp_path: Path) -> None:
@@ -84,6 +82,7 @@ def test_answers_without_a_note_are_nobodys(tmp_path: Path) -> None:
 
 
 def test_settings_and_surroundings_are_noted_beside_the_answers(tmp_path: Path) -> None:
-    AnswerLog(tmp_path / "a.jsonl", VQA, SETTINGS, {"versions": {"torch": "2"}}).close()
+    with AnswerLog(tmp_path / "a.jsonl", VQA, SETTINGS, {"versions": {"torch": "2"}}):
+        pass
     noted = json.loads((tmp_path / "a.jsonl.run.json").read_text())
     assert noted == {"settings": SETTINGS, "versions": {"torch": "2"}}

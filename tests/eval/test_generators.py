@@ -141,6 +141,14 @@ def test_large_files_are_sampled_everywhere(tmp_path: Path) -> None:
     assert len(prints) == 4
 
 
+def test_a_wrong_model_path_leaves_no_files(questions: Path, flags: Flags, tmp_path: Path) -> None:
+    given = flags(questions, answers="new/answers.jsonl")
+    given[given.index("--model-path") + 1] = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        model_vqa.main(given)
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_answers_file_without_a_folder_is_written_here(
     questions: Path, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
