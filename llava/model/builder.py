@@ -20,7 +20,7 @@ from llava.model.checkpoint_config import (
 from llava.model.checkpoint_io import WEIGHT_FILES, CheckpointError, find_file, read_state_dict
 from llava.model.checkpoint_lora import NON_LORA_FILE, is_lora_folder, read_lora, with_lora
 from llava.model.checkpoint_names import PROJECTOR_NAME, upgrade_state_dict
-from llava.model.checkpoint_parts import PART_OF_FILE, find_parts, read_part
+from llava.model.checkpoint_parts import find_parts, read_part
 from llava.model.placement import as_dtype, build_options, resolve_attention, resolve_device_map
 from llava.model.tokenizer import add_image_tokens, context_length, has_tokenizer, load_tokenizer
 
@@ -121,7 +121,7 @@ def _named_llava(path: str, model_name: str | None) -> bool:
 def _load_multimodal(request: Request) -> Loaded:
     if is_lora_folder(request.path) and (request.base or not _has_weights(request.path)):
         model, tokenizer_path = _load_with_lora(request)
-    elif request.base is not None and (_has_parts(request.path) or not _has_weights(request.path)):
+    elif request.base is not None and not _has_weights(request.path):
         model, tokenizer_path = _load_with_parts(request, request.base)
     else:
         if request.base is not None:
@@ -145,10 +145,6 @@ def _image_processor(model: Any) -> Any:
 
 def _has_weights(path: str) -> bool:
     return any(find_file(path, name) is not None for name in WEIGHT_FILES)
-
-
-def _has_parts(path: str) -> bool:
-    return any(find_file(path, name) is not None for name in PART_OF_FILE)
 
 
 def _load_full(request: Request) -> PreTrainedModel:
