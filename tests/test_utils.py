@@ -108,3 +108,9 @@ def test_package_names_its_classes_and_refuses_others() -> None:
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import llava, sys; sys.exit(bool({'torch', 'transformers', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("folder", ["eval", "serve", "train"])
+def test_programs_that_run_as_files_shadow_no_standard_module(folder: str) -> None:
+    names = {path.stem for path in (Path(llava.__file__).parent / folder).iterdir()}
+    assert not names & sys.stdlib_module_names

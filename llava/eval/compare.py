@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llava.eval.runs import Reading, Run, read_labels, read_run
-from llava.eval.statistics import (
+from llava.eval.intervals import (
     Array,
     Interval,
     McNemar,
@@ -28,6 +27,7 @@ from llava.eval.statistics import (
     t_interval,
     welch_t_test,
 )
+from llava.eval.runs import Reading, Run, read_labels, read_run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from llava.serve.http import check_service
+from llava.serve.http_service import check_service
 from llava.serve.stream import decode
 
 HEADERS = {"User-Agent": "LLaVA Client"}

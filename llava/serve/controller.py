@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve.http import BadRequest, StreamUntilGone, check_service, field, new_app, read_json
+from llava.serve.http_service import BadRequest, StreamUntilGone, check_service, field, new_app, read_json
 from llava.serve.stream import NO_WORKER, UNREACHABLE, describe, encode, new_request_id
 from llava.serve.worker_registry import DISPATCH_METHODS, Registry, WorkerStatus
 from llava.utils import build_logger

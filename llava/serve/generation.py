@@ -20,7 +20,7 @@ from PIL import Image
 
 from llava.inference import ContextExceeded, Decoding
 from llava.remote import decode_images
-from llava.serve.http import BadRequest, field
+from llava.serve.http_service import BadRequest, field
 from llava.serve.stream import FAILED, describe, encode
 
 MAX_NEW_TOKENS = 1024

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from llava.inference import Chat, place
 from llava.serve.generation import Answerer, GenerationRequest, Generator
 from llava.serve.heartbeat import Heartbeat
-from llava.serve.http import StreamUntilGone, check_service, new_app, read_json
+from llava.serve.http_service import StreamUntilGone, check_service, new_app, read_json
 from llava.serve.stream import new_request_id
 from llava.utils import build_logger
 

@@ -25,7 +25,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.inference import Decoding
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.client import ASK_SECONDS, STREAM_SECONDS, ServiceError
-from llava.serve.http import check_service
+from llava.serve.http_service import check_service
 from llava.serve.model_worker import ModelWorker, create_app, logger
 from llava.template_choice import until_stop
 from llava.utils import build_logger

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from llava.eval.statistics import t_interval
+from llava.eval.intervals import t_interval
 from playground.lab.results import VISUAL, Row, differences, points
 from playground.lab.tables import Arms
 from playground.questions import KINDS

@@ -10,7 +10,7 @@ from statistics import fmean, median, stdev
 from typing import NamedTuple, Protocol
 
 from llava.eval.compare import table
-from llava.eval.statistics import Interval, holm, paired_t_test, ratio_interval, t_interval
+from llava.eval.intervals import Interval, holm, paired_t_test, ratio_interval, t_interval
 from playground.lab.results import ALL, VISUAL, Row, differences, points
 from playground.questions import KINDS, VISUAL_KINDS
 

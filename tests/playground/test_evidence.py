@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from llava.eval.statistics import holm, ratio_interval, t_interval
+from llava.eval.intervals import holm, ratio_interval, t_interval
 from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
 from playground.lab.report import LAYOUT, read_priors, tables_page
 from playground.lab.results import Row, headline, points, read_rows

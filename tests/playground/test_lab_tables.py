@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llava.eval.statistics import Interval, t_quantile
+from llava.eval.intervals import Interval, t_quantile
 from playground.lab.results import Row
 from playground.lab.tables import Comparison, compare, kinds_table, ladder_table, recovery_table, scores_table, verdict
 from tests.playground.lab_rows import PRIORS, Arm, cells, row

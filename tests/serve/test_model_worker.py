@@ -16,7 +16,7 @@ import pytest
 
 from llava.inference import Chat, Decoding
 from llava.remote import decode_images
-from llava.serve import http
+from llava.serve import http_service
 from llava.serve.generation import MAX_UNREAD, TOO_LONG, Outbox
 from llava.serve.model_worker import ModelWorker, create_app, parse_arguments
 from tests.serve.running import ask, picture, post, serving, wait_for
@@ -188,7 +188,7 @@ def test_a_payload_beyond_the_limit_is_refused(
         for _ in range(34):
             yield b" " * 2**20
 
-    data = b" " * (http.BODY_LIMIT + 1) if is_announced else pieces()
+    data = b" " * (http_service.BODY_LIMIT + 1) if is_announced else pieces()
     try:
         response = httpx.post(f"{worker}/worker_generate_stream", content=data, timeout=10)
     except httpx.TransportError:
