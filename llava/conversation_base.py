@@ -72,7 +72,8 @@ class Conversation:
         if not isinstance(message, tuple):
             return message
         if self.sep_style in (SeparatorStyle.CHATML, SeparatorStyle.QWEN, SeparatorStyle.LLAMA_3):
-            return DEFAULT_IMAGE_TOKEN * len(_as_list(message[1])) + message[0]
+            missing = len(_as_list(message[1])) - message[0].count(DEFAULT_IMAGE_TOKEN)  # pages write them in the text
+            return DEFAULT_IMAGE_TOKEN * missing + message[0]
         return message[0]
 
     def _check_order(self, messages: list[tuple[str, str | None]]) -> None:

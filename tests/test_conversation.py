@@ -93,6 +93,14 @@ def test_chatml_writes_the_pictures_of_a_later_turn_in_front_of_it() -> None:
     assert conversation.get_prompt().endswith("<|im_start|>user\n<image><image>And these?<|im_end|>\n")
 
 
+@pytest.mark.parametrize("name", ["qwen_1_5", "llava_llama_3"])
+def test_pictures_that_a_later_turn_names_itself_are_not_named_again(name: str) -> None:
+    conversation, image = conv_templates[name].copy(), Image.new("RGB", (2, 2))
+    for index, message in enumerate(["Q1", "A1", ("Q2\n<image>", image, "Default"), None]):
+        conversation.append_message(conversation.roles[index % 2], message)
+    assert conversation.get_prompt().count("<image>") == len(conversation.get_images()) == 1
+
+
 def test_llama_3_is_rendered_without_a_tokenizer_and_by_one_that_is_set() -> None:
     class Tokenizer:
         bos_token = "<B>"
