@@ -15,10 +15,12 @@ from llava.export.hf import Source, export_hf
 from llava.export.merge import probe_logits
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import CheckpointError, save_student
+from llava.model.checkpoint_io import check_output
 
 
 def to_original(model_path: str, model_base: str | None, output: str) -> list[Finding]:
     """Write a full checkpoint under published names and compare logits. Raises CheckpointError."""
+    check_output(output, model_path, model_base)
     options: dict[str, Any] = {"device": "cpu", "torch_dtype": "auto"}
     tokenizer, model, _, _ = load_pretrained_model(model_path, model_base, "llava", **options)
     before = probe_logits(model)

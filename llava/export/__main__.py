@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llava.export.native import ENGINES
 from llava.model.checkpoint_io import CheckpointError
@@ -52,15 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"llava.export {args.command}: {error}")
 
 
-def check_output(output: str, *sources: str | None) -> None:
-    """Raises CheckpointError if the output is one of the checkpoints read, which writing would destroy."""
-    for source in sources:
-        if source is not None and Path(output).resolve() == Path(source).resolve():
-            raise CheckpointError(f"--output {output} is the checkpoint that is read; name another directory.")
-
-
 def _run(args: argparse.Namespace) -> None:
-    check_output(args.output, args.model_path, args.model_base)
     if args.command == "merge":
         from llava.export.merge import merge_lora
 

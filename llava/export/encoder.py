@@ -15,7 +15,7 @@ from llava.export.native import SHIPPED, Shape, exported_name, exported_vision_c
 from llava.export.processor import single_image_processor
 from llava.mm_utils import expand2square
 from llava.model.checkpoint import gather_state_dict
-from llava.model.checkpoint_io import CheckpointError, write_safetensors
+from llava.model.checkpoint_io import CheckpointError, check_output, write_safetensors
 
 PLAIN_PREFIXES = (("", ""),)  # `vision_model.` in front, as published encoders have it
 SHIPPED_PREFIXES = (("vision_model.", ""),)
@@ -23,6 +23,7 @@ SHIPPED_PREFIXES = (("vision_model.", ""),)
 
 def export_encoder(source: Source, output: str | Path) -> list[Finding]:
     """Write the tower to `output` and compare. Raises CheckpointError if it cannot be exported or differs."""
+    check_output(output, source.model_path, source.model_base)
     chat = source.load()
     model: Any = chat.model
     tower = model.get_vision_tower()

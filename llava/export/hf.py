@@ -14,7 +14,7 @@ from llava.export.history import read_history
 from llava.export.native import ROUTED_NOTE, Shape, check_exportable, write_model
 from llava.export.processor import exported_processor, exported_tokenizer, save_processor
 from llava.inference import Chat, place
-from llava.model.checkpoint_io import CheckpointError
+from llava.model.checkpoint_io import CheckpointError, check_output
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Source:
 
 def export_hf(source: Source, output: str | Path) -> list[Finding]:
     """Write the model to `output` and compare. Raises CheckpointError if it cannot be exported or differs."""
+    check_output(output, source.model_path, source.model_base)
     chat = source.load()
     check_exportable(chat.model)
     conversation: Conversation = conv_templates[chat.template]

@@ -15,6 +15,7 @@ from llava.export.compare import ROUNDING, Finding, relative, verify
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import CheckpointError, save_student
+from llava.model.checkpoint_io import check_output
 from llava.model.checkpoint_lora import LoraFolder, read_lora
 from llava.model.llava_arch import LlavaMetaForCausalLM
 
@@ -43,7 +44,9 @@ def probe_logits(model: Any) -> Tensor:
 
 
 def merge_lora(model_path: str, model_base: str, output: str, any_base: bool = False) -> list[Finding]:
-    """Merge, save and compare. Raises CheckpointError if the adapter is another base's, or the result differs."""
+    """Merge, save and compare. Raises CheckpointError if the adapter is another base's, the result differs,
+    or the output is what is read."""
+    check_output(output, model_path, model_base)
     folder = read_lora(model_path)
     if not any_base:
         check_base(folder, model_base)

@@ -124,6 +124,13 @@ def _shards(path: str | os.PathLike[str], index: Path) -> list[Path]:
     return [file for file in files.values() if file is not None]
 
 
+def check_output(output: str | os.PathLike[str], *sources: str | os.PathLike[str] | None) -> None:
+    """Raises CheckpointError if the output is one of the checkpoints read, which writing would destroy."""
+    for source in sources:
+        if source is not None and Path(output).resolve() == Path(source).resolve():
+            raise CheckpointError(f"the output {output} is a checkpoint that is read; name another directory.")
+
+
 def _listing(path: str | os.PathLike[str]) -> str:
     if not Path(path).is_dir():
         return "other files"

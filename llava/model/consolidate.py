@@ -9,11 +9,16 @@ import os
 import torch
 
 from llava.model.checkpoint import load_student, save_student
+from llava.model.checkpoint_io import check_output
 from llava.model.tokenizer import has_tokenizer, load_tokenizer
 
 
 def consolidate_ckpt(src_path: str | os.PathLike[str], dst_path: str | os.PathLike[str]) -> None:
-    """The model in `src_path`, tower included, written to `dst_path` in float16 with its tokenizer."""
+    """The model in `src_path`, tower included, written to `dst_path` in float16 with its tokenizer.
+
+    Raises CheckpointError if they are one directory, whose weights would lose their precision.
+    """
+    check_output(dst_path, src_path)
     save_student(load_student(None, src_path, dtype=torch.float16), dst_path)
     if has_tokenizer(src_path):
         load_tokenizer(src_path).save_pretrained(dst_path)

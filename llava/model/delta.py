@@ -7,7 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from llava.model.checkpoint_config import read_config
-from llava.model.checkpoint_io import CheckpointError, read_state_dict, write_json, write_safetensors
+from llava.model.checkpoint_io import (
+    CheckpointError,
+    check_output,
+    read_state_dict,
+    write_json,
+    write_safetensors,
+)
 from llava.model.checkpoint_names import publish_experts, upgrade_state_dict
 from llava.model.tokenizer import has_tokenizer, load_tokenizer
 
@@ -46,7 +52,9 @@ def rewrite(
     output: str | os.PathLike[str],
     operation: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Combine the weights of two directories and write them to a third, with config and tokenizer of the second."""
+    """Combine the weights of two directories and write them to a third, with config and tokenizer
+    of the second. Raises CheckpointError if the third is one of the two."""
+    check_output(output, base_path, other_path)
     base, other = (upgrade_state_dict(read_state_dict(path)) for path in (base_path, other_path))
     config = read_config(other_path)
     directory = Path(output)

@@ -221,6 +221,18 @@ def test_a_difference_to_a_base_of_another_size_is_refused(tmp_path: Path) -> No
         make_delta(base, save_tiny_llava(tmp_path), tmp_path / "delta")
 
 
+def test_differences_and_consolidating_do_not_write_over_what_they_read(tmp_path: Path) -> None:
+    base, target = tiny_lm_folder(tmp_path), save_tiny_llava(tmp_path)
+    for call in (
+        lambda: make_delta(base, target, base),
+        lambda: make_delta(base, target, target),
+        lambda: apply_delta(base, base, target),
+        lambda: consolidate_ckpt(target, target),
+    ):
+        with pytest.raises(CheckpointError, match="name another directory"):
+            call()
+
+
 def test_consolidating_writes_safetensors_in_float16_with_the_tower(tmp_path: Path) -> None:
     folder, _ = layouts.llava_15(tmp_path)
     consolidate_ckpt(folder, tmp_path / "out")

@@ -81,6 +81,20 @@ def test_merging_onto_another_base_is_refused(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_what_is_read_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_tiny_llava(tmp_path)
+    lora_on(base, tmp_path / "lora")
+    before = (base / "model.safetensors").read_bytes()
+    merge = ("--model-path", tmp_path / "lora", "--model-base", base, "--any-base", "--save-model-path")
+    for output in (base, tmp_path / "lora"):
+        with pytest.raises(SystemExit, match="name another directory"):
+            run("merge_lora_weights", monkeypatch, *merge, output)
+    for target in ("hf", "original"):
+        with pytest.raises(SystemExit, match="name another directory"):
+            run("convert_checkpoint", monkeypatch, "--model-path", base, "--output", base, "--format", target)
+    assert (base / "model.safetensors").read_bytes() == before
+
+
 def test_the_projector_is_extracted_from_any_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, native = layouts.hf_native(tmp_path)
     run("extract_mm_projector", monkeypatch, "--model-path", folder, "--output", tmp_path / "mm_projector.bin")
