@@ -1,6 +1,7 @@
 """Weight differences: what make_delta and apply_delta share."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_io import (
     CheckpointError,
     check_output,
+    find_file,
     read_state_dict,
     write_json,
     write_safetensors,
@@ -52,8 +54,8 @@ def rewrite(
     output: str | os.PathLike[str],
     operation: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Combine the weights of two directories and write them to a third, with config and tokenizer
-    of the second. Raises CheckpointError if the third is one of the two."""
+    """Combine the weights of two directories and write them to a third, with config, generation
+    settings and tokenizer of the second. Raises CheckpointError if the third is one of the two."""
     check_output(output, base_path, other_path)
     base, other = (upgrade_state_dict(read_state_dict(path)) for path in (base_path, other_path))
     config = read_config(other_path)
@@ -62,4 +64,6 @@ def rewrite(
     write_safetensors(publish_experts(combine(base, other, operation)), directory)
     if has_tokenizer(other_path):
         load_tokenizer(other_path).save_pretrained(directory)
+    if (generation := find_file(other_path, "generation_config.json")) is not None:
+        shutil.copyfile(generation, directory / generation.name)
     write_json(config, directory / "config.json")

@@ -206,8 +206,10 @@ def test_the_class_of_a_student_can_be_chosen(tmp_path: Path) -> None:
 def test_a_difference_and_its_base_give_the_model_back(tmp_path: Path) -> None:
     base = tiny_lm_folder(tmp_path)
     target = save_tiny_llava(tmp_path, vocab_size=903)
+    (target / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     make_delta(base, target, tmp_path / "delta")
     apply_delta(base, tmp_path / "target", tmp_path / "delta")
+    assert load_pretrained_model(str(tmp_path / "target"), None, "x")[1].generation_config.eos_token_id == [2, 7]
     original, restored = read_state_dict(target), read_state_dict(tmp_path / "target")
     assert original.keys() == restored.keys()
     for name, tensor in original.items():
