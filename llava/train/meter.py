@@ -120,8 +120,10 @@ def add_counted(sums: dict[str, Tensor], name: str, value: Tensor, count: Tensor
 
 def sum_by_name(sums: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     """Pairs (2,) summed over processes, each of which may lack names that others have. Waits for the device; every
-    process must call it, with at least one name."""
+    process must call it, each with at least one name or all with none."""
     names = sorted(set().union(*gather_objects(list(sums))))
+    if not names:
+        return {}
     none = torch.zeros_like(next(iter(sums.values())))
     totals = _sum_over_processes(torch.cat([sums.get(name, none) for name in names]))
     return dict(zip(names, zip(totals[::2], totals[1::2], strict=True), strict=True))

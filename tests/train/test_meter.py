@@ -59,6 +59,7 @@ def test_processes_with_different_terms_sum_equally_many_numbers(monkeypatch: py
 
 def test_sums_of_a_validation_count_each_name_by_itself() -> None:
     sums: dict[str, torch.Tensor] = {}
+    assert sum_by_name(sums) == {}
     for name, value in (("lm", 1.0), ("kd", 4.0), ("lm", 2.0)):
         add_counted(sums, name, torch.tensor(value), torch.ones(()))
     assert sum_by_name(sums) == {"lm": (3.0, 2.0), "kd": (4.0, 1.0)}
