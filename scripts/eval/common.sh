@@ -5,6 +5,7 @@
 #
 # EVAL_DIR  default playground/data/eval       CONV    default vicuna_v1
 # NAME      default the checkpoint's folder    CHUNKS  default the number of visible GPUs
+#           (RUN_checkpoint-N for RUN/checkpoint-N)
 
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
@@ -19,7 +20,9 @@ shift
 options=("$@")
 EVAL_DIR=${EVAL_DIR:-playground/data/eval}
 CONV=${CONV:-vicuna_v1}
-name=${NAME:-$(basename "$checkpoint")}
+name=$(basename "$checkpoint")
+case $name in checkpoint-*) parent=$(basename "$(dirname "$checkpoint")"); [ "$parent" = . ] || name=${parent}_$name ;; esac
+name=${NAME:-$name}
 if [ -z "${CUDA_VISIBLE_DEVICES-}" ] && command -v nvidia-smi >/dev/null; then
     CUDA_VISIBLE_DEVICES=$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd, -)
 fi

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.mm_utils import get_model_name_from_path
 from tests.eval.conftest import COLORS, read_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,13 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     done = run("pope.sh", "somewhere", EVAL_DIR=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path}/pope/coco is missing; docs/evaluation.md tells where it comes from.\n"
+
+
+@pytest.mark.parametrize("checkpoint", ["run/llava-7b", "llava-7b/", "/a/run-b/checkpoint-450/", "checkpoint-450"])
+def test_results_are_named_like_their_model(checkpoint: str) -> None:
+    source = f'. "{ROOT}/scripts/eval/common.sh" "{checkpoint}"; echo "$name"'
+    done = subprocess.run(["bash", "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout == get_model_name_from_path(checkpoint) + "\n"
 
 
 @pytest.mark.slow
