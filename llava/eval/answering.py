@@ -8,9 +8,10 @@ import argparse
 import hashlib
 import math
 import os
+import sys
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import islice
@@ -27,6 +28,7 @@ from llava.eval.answer_log import VQA, AnswerFormat, AnswerLog
 from llava.eval.questions import Question
 from llava.inference import Chat, Decoding, image_prefix, place, stop_string
 from llava.mm_utils import get_model_name_from_path
+from llava.train.errors import readable_errors
 
 # What decides an answer. Everything else is free to change between two runs of one file.
 SETTINGS = (
@@ -229,3 +231,13 @@ def run_generator(
                     progress.update(count)
         elif part:
             print(f"nothing is left to answer: {args.answers_file} holds the answers to all {len(part)} questions")
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """A generator as a program: mistakes end it with one line and status 1, Ctrl-C with one line and status 130."""
+    with readable_errors():
+        try:
+            main()
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on after the answers that are written", file=sys.stderr)
+            sys.exit(130)

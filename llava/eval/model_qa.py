@@ -5,7 +5,7 @@ python -m llava.eval.model_qa --model-name DIR --question-file Q.jsonl --answers
 
 import argparse
 
-from llava.eval.answering import add_common_arguments, run_generator
+from llava.eval.answering import add_common_arguments, run_generator, run_program
 from llava.eval.questions import Question, read_jsonl, require_keys
 
 
@@ -26,4 +26,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.answer_log import VQA, AnswerFormat, short_uuid
-from llava.eval.answering import add_common_arguments, run_generator
+from llava.eval.answering import add_common_arguments, run_generator, run_program
 from llava.eval.questions import ImageFiles, Question, read_jsonl, require_keys
 
 
@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None, max_new_tokens: int = 1024) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

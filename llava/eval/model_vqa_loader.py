@@ -4,6 +4,7 @@ python -m llava.eval.model_vqa_loader --model-path DIR --image-folder DIR --ques
 """
 
 from llava.eval import model_vqa
+from llava.eval.answering import run_program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -11,4 +12,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from llava.eval.answer_log import AnswerFormat, vqa_line
-from llava.eval.answering import add_common_arguments, run_generator
+from llava.eval.answering import add_common_arguments, run_generator, run_program
 from llava.eval.mmbench_table import LETTERS, present, read_rows
 from llava.eval.questions import Question
 from llava.mm_utils import load_image_from_base64
@@ -72,4 +72,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.eval.answering import add_common_arguments, run_generator
+from llava.eval.answering import add_common_arguments, run_generator, run_program
 from llava.eval.questions import ImageFiles, Question, require_keys
 from llava.inference import Chat, Decoding
 
@@ -60,4 +60,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,6 +13,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.eval.answering import prompt_of
 from llava.inference import Chat, Decoding, choose_template, place, stop_string
 from llava.remote import load_image
+from llava.train.errors import readable_errors
 
 
 @dataclass(frozen=True)
@@ -85,4 +86,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

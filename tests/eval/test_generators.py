@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from llava.eval import model_qa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of, with_images
+from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of, run_program, with_images
 from llava.eval.questions import Question
 from llava.inference import Chat, Decoding
 from tests.eval.conftest import COLORS, read_rows, write_jsonl
@@ -147,6 +147,20 @@ def test_a_wrong_model_path_leaves_no_files(questions: Path, flags: Flags, tmp_p
     with pytest.raises(ValueError, match="nowhere does not exist"):
         model_vqa.main(given)
     assert not (tmp_path / "new").exists()
+
+
+def test_mistakes_and_ctrl_c_end_the_program_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> None:
+        raise error
+
+    for error, status, said in (
+        (ValueError("no such\nmodel"), 1, "error: no such model"),
+        (KeyboardInterrupt(), 130, "inter"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_program(partial(fail, error))
+        assert stopped.value.code == status
+        assert capsys.readouterr().err.strip().startswith(said)
 
 
 def test_an_answers_file_without_a_folder_is_written_here(
