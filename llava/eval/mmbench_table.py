@@ -8,11 +8,15 @@ from typing import Any
 from llava.eval.questions import require_keys
 
 LETTERS = ("A", "B", "C", "D")
-EMPTY = {"", "nan", "none"}
+EMPTY = {"", "nan", "-nan", "none"}
+# LLaVA and MMBench's server read the tables with pandas, for which these are missing too, exactly as they are written.
+MISSING = {"NA", "N/A", "n/a", "<NA>", "NULL", "null", "#N/A", "#NA", "#N/A N/A"}
 
 
 def present(value: Any) -> bool:
-    return value is not None and str(value).strip().lower() not in EMPTY
+    """Whether a cell holds something: an option `NA` is none, as in the published scores."""
+    text = "" if value is None else str(value).strip()
+    return text not in MISSING and text.lower() not in EMPTY
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from llava.eval import model_qa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
 from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of, run_program, with_images
+from llava.eval.mmbench_table import present
 from llava.eval.questions import Question
 from llava.inference import Chat, Decoding
 from tests.eval.conftest import COLORS, read_rows, write_jsonl
@@ -270,6 +271,14 @@ def test_mmbench_rotates_options_and_records_their_letters(flags: Flags, tmp_pat
     before = (tmp_path / "answers.jsonl").read_bytes()
     model_vqa_mmbench.main(flags(path, "--all-rounds", "--single-pred-prompt"))
     assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+def test_cells_that_pandas_takes_for_missing_are_missing() -> None:
+    """Reference: pandas.read_csv, which LLaVA reads the tables with; it takes `None` in any case for missing itself."""
+    assert not any(
+        present(cell) for cell in (None, "", "NA", "N/A", "n/a", "NULL", "null", "nan", "-NaN", "None", "none")
+    )
+    assert all(present(cell) for cell in ("na", "Null", "Nadia", "0", "#"))
 
 
 def test_mmbench_asks_for_the_letter_in_the_language_of_the_table(tmp_path: Path) -> None:
