@@ -25,18 +25,12 @@ TOWER_END = re.compile(re.escape(VISION_MODEL) + r"(?:post_layernorm|head)\.")
 def build_skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig, source: str) -> PreTrainedModel:
     """The model without memory (on the meta device): its names and shapes, in a fraction of a second.
 
-    Raises CheckpointError if the vision tower that the config names cannot be found.
+    Raises CheckpointError if the config cannot be built, as where the vision tower that it names cannot be found.
     """
     meta: AbstractContextManager[object] = torch.device("meta")
     try:
         with meta, no_init_weights():
             return model_class(config)
-    except OSError as error:
-        raise CheckpointError(
-            f"config.json of {source} names mm_vision_tower {config.to_dict().get('mm_vision_tower')!r}, which is "
-            "neither a directory here nor a hub repository that can be reached "
-            f"({str(error).splitlines()[0]}). Download it, or pass overwrite_config={{'mm_vision_tower': DIRECTORY}}."
-        ) from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"config.json of {source} cannot be built: {error}") from error
 

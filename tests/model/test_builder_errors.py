@@ -87,7 +87,7 @@ def test_a_tower_that_is_not_there(folder: Path) -> None:
 
 def test_a_tower_on_the_hub_that_cannot_be_reached(folder: Path) -> None:
     change_config(folder, lambda raw: raw.update(mm_vision_tower="openai/clip-vit-none-such"))
-    expect(folder, r"mm_vision_tower 'openai/clip-vit-none-such'.*Download it")
+    expect(folder, r"vision tower 'openai/clip-vit-none-such'.*Download it")
 
 
 def test_a_projector_type_that_does_not_exist(folder: Path) -> None:

@@ -71,6 +71,11 @@ def test_slicefour_joins_four_layers(tmp_path: Path) -> None:
     torch.testing.assert_close(tower(images), expected)
 
 
+def test_a_tower_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)vision tower '.*/clip' cannot be read.*--vision_tower.*config\.json"):
+        build_vision_tower(settings(tmp_path / "clip"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [({"mm_vision_select_layer": -5}, "0 to 3"), ({"mm_vision_select_feature": "cls"}, "'cls' is not known")],

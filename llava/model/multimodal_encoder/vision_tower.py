@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -73,7 +74,15 @@ class VisionTower(nn.Module):
             self.load_model()
 
     def _read_config(self, vision_tower: str) -> VisionConfig:
-        settings, _ = self.config_class.get_config_dict(vision_tower)
+        try:
+            settings, _ = self.config_class.get_config_dict(vision_tower)
+        except OSError as error:
+            raise ValueError(
+                f"vision tower {vision_tower!r} cannot be read ({str(error).splitlines()[0]}). It must be a vision "
+                f"encoder's directory here (from {Path.cwd()}) or a hub repository that can be reached. Download it "
+                "and name its directory: with --vision_tower in training, else edit mm_vision_tower in config.json, or "
+                "pass overwrite_config={'mm_vision_tower': DIRECTORY}."
+            ) from error
         vision = settings.get("vision_config", settings)
         if vision.get("model_type") == CLIP_MOLE:  # CLIP's but for the experts, of which the model's config speaks
             return self.config_class.from_dict(vision | {"model_type": self.config_class.model_type})
