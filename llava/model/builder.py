@@ -60,7 +60,7 @@ def load_pretrained_model(
     load_4bit: bool = False,
     device_map: Any = "auto",
     device: str | torch.dtype = "cuda",
-    use_flash_attn: bool = False,
+    use_flash_attn: bool | str = False,
     *,
     torch_dtype: str | torch.dtype | None = "float16",
     attn_implementation: str | None = None,
@@ -75,6 +75,7 @@ def load_pretrained_model(
 
     model_name: kept for its callers; read only where no config.json can tell whether a LoRA belongs to a LLaVA model.
     device: other than "cuda", the whole model goes there; a dtype in this place is taken as `torch_dtype`.
+    use_flash_attn: a kernel's name in this place is taken as `attn_implementation`.
     torch_dtype: None, "None" or "auto" keep the checkpoint's. attn_implementation: None or "None" is unset, then sdpa.
     customized_config: used in place of config.json. overwrite_config: keys set on the config before the model is built.
     multimodal: True for a LLaVA model whatever config.json says. merge_lora: False leaves an adapter beside the weights
@@ -86,6 +87,8 @@ def load_pretrained_model(
         logger.warning(f"load_pretrained_model ignores {', '.join(sorted(kwargs))}")
     if as_dtype(device) is not None:
         torch_dtype, device = as_dtype(device), "cuda"
+    if isinstance(use_flash_attn, str):
+        attn_implementation = use_flash_attn
     path, base = str(model_path), None if str(model_base) == "None" else str(model_base)
     raw = _raw_config(path, base, customized_config)
     request = Request(
@@ -97,7 +100,7 @@ def load_pretrained_model(
         merge_lora=merge_lora and not (load_8bit or load_4bit),
         build={
             **build_options(torch_dtype, load_8bit, load_4bit),
-            "attn_implementation": resolve_attention(attn_implementation, use_flash_attn),
+            "attn_implementation": resolve_attention(attn_implementation, bool(use_flash_attn)),
             "device_map": resolve_device_map(device_map, str(device)),
         },
     )

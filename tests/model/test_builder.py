@@ -168,6 +168,13 @@ def test_float16_is_the_default_and_works_on_the_cpu(tmp_path: Path) -> None:
     assert layouts.logits(model).isfinite().all()
 
 
+def test_the_positional_call_of_llava_next_works(tmp_path: Path) -> None:
+    model = load_pretrained_model(str(save_tiny_llava(tmp_path)), None, "x", False, False, "cpu", "bfloat16", "eager")[
+        1
+    ]
+    assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
+
+
 def test_a_dtype_in_the_place_of_the_device_is_taken_as_one(tmp_path: Path) -> None:
     folder = str(save_tiny_llava(tmp_path))
     assert load_pretrained_model(folder, None, "llava", False, False, "auto", "bfloat16")[1].dtype == torch.bfloat16
