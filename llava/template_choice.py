@@ -16,6 +16,7 @@ TEMPLATE_BY_NAME = (
     ("qwen", "qwen_1_5"),
     ("llama3", "llava_llama_3"),
     ("llama-3", "llava_llama_3"),
+    ("gemma", "gemma_instruct"),
     ("move-kd", "vicuna_v1"),
     ("v1", "llava_v1"),
     ("mpt", "mpt"),

@@ -84,6 +84,7 @@ def log_of(page: WebPage) -> list[dict[str, Any]]:
         ("llava-7b-mmtag", "v0_mmtag"),
         ("move-kd-7b-v1.0", "vicuna_v1"),
         ("llava-next-qwen-7b", "qwen_1_5"),
+        ("llava-gemma-2b", "gemma_instruct"),
         ("mpt-7b", "mpt_text"),
         ("llama-2-7b", "llama_2"),
         ("vicuna-13b", "vicuna_v1"),
