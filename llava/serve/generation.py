@@ -7,11 +7,12 @@ import asyncio
 import base64
 import binascii
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +48,15 @@ class Answerer(Protocol):
         """The answer so far, growing; ends early when `cancel` is set."""
 
 
+def number(message: dict[str, Any], name: str, default: float) -> float:
+    """An entry that may also be written as a string, "0.2". Raises BadRequest for what is no finite number."""
+    value = field(message, name, (int, float, str), default)
+    with suppress(ValueError, OverflowError):
+        if math.isfinite(found := float(value)):
+            return found
+    raise BadRequest(f"{name!r} must be a finite number, not {str(value)[:40]!r}")
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """images: base64. max_new_tokens: below 1 asks for no answer. stops: each ends the answer."""
@@ -70,9 +80,9 @@ class GenerationRequest:
         return cls(
             prompt=field(message, "prompt", str),
             images=tuple(images),
-            temperature=float(field(message, "temperature", (int, float), 1.0)),
-            top_p=float(field(message, "top_p", (int, float), 1.0)),
-            max_new_tokens=int(min(field(message, "max_new_tokens", (int, float), 256), MAX_NEW_TOKENS)),
+            temperature=number(message, "temperature", 1.0),
+            top_p=number(message, "top_p", 1.0),
+            max_new_tokens=int(min(number(message, "max_new_tokens", 256), MAX_NEW_TOKENS)),
             stops=tuple(text for text in stops if text),
         )
 

@@ -84,6 +84,13 @@ def test_absent_and_null_fields_take_their_defaults(worker: str) -> None:
     assert ask(worker, TEXT_PROMPT, stop=None, images=None)[-1]["error_code"] == 0
 
 
+def test_numbers_may_come_as_strings(worker: str) -> None:
+    options = {"temperature": 0, "top_p": 0.9, "max_new_tokens": 4}
+    assert ask(worker, TEXT_PROMPT, **{name: str(value) for name, value in options.items()}) == ask(
+        worker, TEXT_PROMPT, **options
+    )
+
+
 def test_a_stop_string_ends_the_answer_and_is_removed(worker: str) -> None:
     whole = ask(worker, TEXT_PROMPT, max_new_tokens=20)[-1]["text"]
     answer = whole[len(TEXT_PROMPT) :]
@@ -157,8 +164,9 @@ def test_a_data_address_is_taken_as_the_base64_that_it_holds(worker: str) -> Non
         (b'{"prompt": "a", "images": "x"}', "'images' must be list, not str"),
         (b'{"prompt": "a", "images": [1]}', "'images' must hold strings"),
         (b'{"prompt": "a", "stop": {}}', "'stop' must be str or list"),
-        (b'{"prompt": "a", "temperature": "hot"}', "'temperature' must be int or float"),
-        (b'{"prompt": "a", "max_new_tokens": true}', "'max_new_tokens' must be int or float, not bool"),
+        (b'{"prompt": "a", "temperature": "hot"}', "'temperature' must be a finite number, not 'hot'"),
+        (b'{"prompt": "a", "max_new_tokens": NaN}', "'max_new_tokens' must be a finite number"),
+        (b'{"prompt": "a", "max_new_tokens": true}', "'max_new_tokens' must be int or float or str, not bool"),
         (b"\xff\xfe{}", "not JSON"),
     ],
 )
