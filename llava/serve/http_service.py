@@ -1,12 +1,14 @@
 """What the HTTP services share: bodies under a limit, answers that end when the client leaves, checks of addresses."""
 
 import json
+import socket
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -90,6 +92,23 @@ def check_service(address: str) -> str:
     if not is_service:
         raise ValueError(f"{address!r} is no address of a service; write it as http://host:port")
     return address.rstrip("/")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for `run_app`, so that a taken port is known before anything else is done. Raises ValueError for one."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror}); try another --port") from None
+
+
+def run_app(app: FastAPI, listener: socket.socket) -> None:
+    """Serves until the process is told to end."""
+    host, port = listener.getsockname()[:2]  # for the log
+    config = uvicorn.Config(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=5)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 class StreamUntilGone(Response):

@@ -11,13 +11,12 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 
 from llava.inference import Chat, place
 from llava.serve.generation import Answerer, GenerationRequest, Generator
 from llava.serve.heartbeat import Heartbeat
-from llava.serve.http_service import StreamUntilGone, check_service, new_app, read_json
+from llava.serve.http_service import StreamUntilGone, check_service, listen, new_app, read_json, run_app
 from llava.serve.stream import new_request_id
 from llava.utils import build_logger
 
@@ -120,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         controller = None if arguments.no_register else check_service(arguments.controller_address)
         address = check_service(arguments.worker_address)
+        listener = listen(arguments.host, arguments.port)
         chat = Chat.load(
             arguments.model_path,
             arguments.model_base,
@@ -132,8 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    app = create_app(worker)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info", timeout_graceful_shutdown=5)
+    run_app(create_app(worker), listener)
 
 
 if __name__ == "__main__":

@@ -77,16 +77,20 @@ class LimitBodies:
 
 
 def serve(page: gr.Blocks, host: str, port: int | None, share: bool = False, **options: Any) -> Any:
-    """Serves a page under limits; `options` are gradio's."""
-    return page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        show_error=True,
-        max_file_size=SERVING_LIMITS.bytes,
-        footer_links=[],
-        ssr_mode=False,
-        app_kwargs={"middleware": [Middleware(LimitBodies)]},
-        head=HEAD,
-        **options,
-    )
+    """Serves a page under limits; `options` are gradio's. Ends the program with one line where a port is taken."""
+    try:
+        return page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            show_error=True,
+            max_file_size=SERVING_LIMITS.bytes,
+            footer_links=[],
+            ssr_mode=False,
+            app_kwargs={"middleware": [Middleware(LimitBodies)]},
+            head=HEAD,
+            **options,
+        )
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"error: the page cannot be served at {host} ({reason}); try another --port") from None

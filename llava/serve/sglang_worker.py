@@ -18,14 +18,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
-import uvicorn
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.inference import Decoding
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.client import ASK_SECONDS, STREAM_SECONDS, ServiceError
-from llava.serve.http_service import check_service
+from llava.serve.http_service import check_service, listen, run_app
 from llava.serve.model_worker import ModelWorker, create_app, logger
 from llava.template_choice import until_stop
 from llava.utils import build_logger
@@ -142,12 +141,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         controller = None if arguments.no_register else check_service(arguments.controller_address)
         address = check_service(arguments.worker_address)
+        listener = listen(arguments.host, arguments.port)
         chat = SglangChat(arguments.sgl_endpoint, arguments.model_name)
         worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
     except (ServiceError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    app = create_app(worker)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info", timeout_graceful_shutdown=5)
+    run_app(create_app(worker), listener)
 
 
 if __name__ == "__main__":

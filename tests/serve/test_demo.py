@@ -1,6 +1,7 @@
 """The demo without a browser: examples, views of the encoder, and what its endpoints must not give away."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,6 +194,11 @@ def test_an_upload_beyond_the_limit_is_refused(page: str) -> None:
 def test_errors_at_the_start_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: "):
         main(["--model-path", str(tmp_path / "nothing"), "--device", "cpu"])
+
+
+def test_a_taken_port_is_one_line(chat: Chat) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit, match=r"error: .* another --port"):
+        launch(build(chat), "127.0.0.1", taken.getsockname()[1])
 
 
 def test_the_flags_have_the_documented_defaults() -> None:

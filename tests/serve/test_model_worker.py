@@ -16,7 +16,7 @@ import pytest
 
 from llava.inference import Chat, Decoding
 from llava.remote import decode_images
-from llava.serve import http_service
+from llava.serve import http_service, model_worker
 from llava.serve.generation import MAX_UNREAD, TOO_LONG, Outbox
 from llava.serve.model_worker import ModelWorker, create_app, parse_arguments
 from tests.serve.running import ask, picture, post, serving, wait_for
@@ -309,17 +309,23 @@ def test_flags_can_be_abbreviated_as_the_readme_does() -> None:
     assert (found.limit_model_concurrency, found.stream_interval, found.device) == (5, 1, "cuda")
 
 
+def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = ["--model-path", "nothing", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]
+        with pytest.raises(SystemExit, match=r"error: cannot listen at .* already in use"):
+            model_worker.main(arguments)
+
+
 def test_nothing_of_the_process_output_is_redirected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from llava.serve import model_worker
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_worker.uvicorn, "run", lambda *arguments, **options: None)
+    monkeypatch.setattr(model_worker, "run_app", lambda *arguments: None)
     monkeypatch.setattr(model_worker.Chat, "load", lambda *arguments, **options: None)
     monkeypatch.setattr(model_worker, "ModelWorker", lambda *arguments: None)
     monkeypatch.setattr(model_worker, "create_app", lambda worker: None)
     before = (sys.stdout, sys.stderr)
-    model_worker.main(["--model-path", "x", "--no-register"])
+    model_worker.main(["--model-path", "x", "--no-register", "--port", "0"])
     assert (sys.stdout, sys.stderr) == before
     assert list(tmp_path.glob("model_worker_*.log"))
