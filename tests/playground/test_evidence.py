@@ -33,7 +33,8 @@ SHOWN = {
     "ours": "MoVE-KD, ours, both stages",
     "ceiling": "the language model reads CLIP and the teachers (the ceiling)",
 }
-WEIGHTS = ("ours", "weight-8", "weight-16")
+WEIGHTS = ("weight-1", "ours", "weight-8", "weight-16")
+SHARES = ("clip-0", "ours", "clip-0.2", "clip-0.8")
 SEEDS = {arm: len(points(ROWS, arm, "visual", "heldout")) for arm in ARMS}
 CHANGED = [
     [name for name in TABLES[title] if name != "ours" and SEEDS[name] >= 5]
@@ -111,9 +112,16 @@ def test_another_world_has_its_rows() -> None:
 
 
 def test_the_weight_was_chosen_on_validation_questions() -> None:
-    found = [fmean(points(ROWS, arm, "visual", "validation")[seed] for seed in (0, 1)) for arm in WEIGHTS]
-    assert found[0] == max(found)
-    assert "({1:.1f} and {2:.1f}, with the default 4 {0:.1f})".format(*found) in " ".join(PAGE.split())
+    weights, shares = (
+        [fmean(points(ROWS, arm, "visual", "validation")[seed] for seed in (0, 1)) for arm in arms]
+        for arms in (WEIGHTS, SHARES)
+    )
+    assert weights[1] == max(weights)
+    assert "`--kd_w` 1, 4, 8 and 16 get {:.1f}, {:.1f}, {:.1f} and {:.1f};".format(*weights) in TEXT
+    assert "of 0, 0.05, 0.2 and 0.8 gets {:.1f}, {:.1f}, {:.1f} and {:.1f};".format(*shares) in TEXT
+    ledger = (DOCS / "method.md").read_text()
+    assert "share 0, 0.05, 0.2, 0.8 gets {:.1f}, {:.1f}, {:.1f}, {:.1f};".format(*shares) in ledger
+    assert "weight 1, 4, 8, 16 gets {:.1f}, {:.1f}, {:.1f}, {:.1f} |".format(*weights) in ledger
 
 
 def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
