@@ -142,7 +142,9 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     assert [pair for pair in pairs if between(difference(*pair)) not in TEXT] == []
     ours = difference("ours", "baseline-early")
     low, high = ours.interval
-    assert f"{ours.mean:+.1f} points [{low:+.1f}, {high:+.1f}]" in (DOCS.parent / "README.md").read_text()
+    readme = (DOCS.parent / "README.md").read_text()
+    assert f"{ours.mean:+.1f} points [{low:+.1f}, {high:+.1f}] for the whole recipe" in readme
+    assert f"{between(difference('ours-no-experts', 'baseline-early'))} for distillation without experts" in readme
     assert ours.p < 0.001
     assert "(p < 0.001)" in PAGE
     gap = difference("ceiling", "baseline-early")
