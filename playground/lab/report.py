@@ -16,7 +16,7 @@ from playground.evaluate import Prior
 from playground.lab import plots
 from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
 from playground.lab.results import Row, read_rows
-from playground.lab.tables import Arms, kinds_table, ladder_table, recovery_table, scores_table
+from playground.lab.tables import SMALLEST_STEP, Arms, kinds_table, ladder_table, recovery_table, scores_table
 from playground.llava_data import QUESTION_SPLITS
 
 RESULTS, PRIORS = "results.jsonl", "priors.json"
@@ -116,7 +116,7 @@ def _preface(rows: Sequence[Row], split: str) -> str:
         "percent, with bootstrap intervals over seeds; no gap where the ceiling is not surely above the baseline. "
         "Core s: processor seconds of the training process in both stages, median over seeds. The claims of the ladder "
         "are judged by intervals that hold for all rungs at once (Bonferroni, 95 %): confirmed, refuted (on the other "
-        "side of 0, or short of 0.2 points), or undecided.\n\n"
+        f"side of 0, or short of {SMALLEST_STEP} points), or undecided.\n\n"
         f"Versions: {made}."
     )
 

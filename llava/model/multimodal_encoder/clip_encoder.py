@@ -52,8 +52,9 @@ class CLIPVisionTower(VisionTower):
     def encode(self, images: Tensor, with_cls_attention: bool = False) -> StudentFeatures:
         keep = {*self.layers, self.anchor - 1} if with_cls_attention else set(self.layers)
         solos = self.solos if self.training else 0
+        passes = images.repeat(1 + solos, 1, 1, 1) if solos else images
         with record_routing([self.vision_tower]) as routing:
-            states = self._hidden_states(images.repeat(1 + solos, 1, 1, 1), keep, self.num_run_layers)
+            states = self._hidden_states(passes, keep, self.num_run_layers)
         hidden = torch.cat([states[layer] for layer in self.layers], dim=-1)
         hidden, *alone = hidden.split(len(images))
         patches = hidden[:, 1:]
