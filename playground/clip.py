@@ -6,15 +6,16 @@ Run as `python -m playground.clip --help`.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -24,6 +25,7 @@ from playground.world import COLORS, SHAPES, Scene, WorldConfig, draw_scenes, re
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.25, 0.25, 0.25)
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,39 @@ class ClipTraining:
 
 
 def make_tokenizer(directory: Path) -> CLIPTokenizer:
-    """A byte pair tokenizer of the captions' words, each of them one token."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(special_tokens=[BEGIN, END], end_of_word_suffix="</w>", show_progress=False)
+    """A byte pair tokenizer of the captions' words, each of them one token; equal in every run, ids included."""
     words = [*COLORS, *SHAPES, ","]
-    bpe.train_from_iterator([" ".join(words)] * 5, trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=32)  # type: ignore[arg-type]
+    merges = learn_merges(words)
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [BEGIN, END, *letters, *(letter + WORD_END for letter in letters), *("".join(pair) for pair in merges)]
+    vocab = {piece: place for place, piece in enumerate(pieces)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)  # type: ignore[arg-type]
     assert len(tokenizer(" ".join(words)).input_ids) == len(words) + 2
     tokenizer.save_pretrained(directory)
     return tokenizer
+
+
+def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The most frequent pair first, of equally frequent ones the first in the alphabet, until each word is one piece.
+
+    Not by a library's trainer, whose ids depend on the order of a hash table, another in every process.
+    """
+    split = [[*word[:-1], word[-1] + WORD_END] for word in words]
+    merges = []
+    while pairs := Counter(pair for pieces in split for pair in pairwise(pieces)):
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        split = [merge(pieces, merges[-1]) for pieces in split]
+    return merges
+
+
+def merge(pieces: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
 
 
 def make_processor(directory: Path, side: int) -> CLIPImageProcessorPil:

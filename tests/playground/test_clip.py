@@ -16,6 +16,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return clip.make_tokenizer(tmp_path_factory.mktemp("clip"))
 
 
+def test_the_tokenizer_is_equal_in_every_process(tokenizer: CLIPTokenizer) -> None:
+    by_id = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    letters = sorted({letter for word in (*COLORS, *SHAPES, ",") for letter in word})
+    ends = [f"{letter}</w>" for letter in letters]
+    assert by_id[2 : 2 + 2 * len(letters)] == [*letters, *ends]
+    assert ["".join(pair) for pair in clip.learn_merges(["aab", "ab", "b"])] == ["ab</w>", "aab</w>"]
+
+
 def test_pictures_are_those_that_the_saved_image_processor_makes(tmp_path: Path) -> None:
     clip.make_processor(tmp_path, 48)
     scenes = draw_scenes(WorldConfig(), "train", 3)
