@@ -45,6 +45,10 @@ class LlavaMetaForCausalLM(CompletesWeights):
     # The Trainer must not scale the loss: it is a mean already, and distillation terms will be added to it.
     accepts_loss_kwargs = False
 
+    # Whether logits before the first label, most of them a picture's, are left out where images and labels are given.
+    # Training asks for it: with 32,000 words they are larger than anything else in the step.
+    loss_only = False
+
     def _assemble(self, inner: nn.Module) -> None:
         """Finish construction around the inner model, as the mixed-in class would around its own."""
         self.model = inner
@@ -145,19 +149,19 @@ class LlavaMetaForCausalLM(CompletesWeights):
         images: Images | None,
         image_sizes: Any,
         modalities: Modalities | None,
-    ) -> tuple[tuple[Any, ...], StudentFeatures | None]:
-        """`prepare_inputs_labels_for_multimodal`, and what the tower gave."""
+    ) -> tuple[tuple[Any, ...], StudentFeatures | None, int]:
+        """`prepare_inputs_labels_for_multimodal`, what the tower gave, and before which position no label is."""
         if self.get_vision_tower() is None or images is None or input_ids is None or input_ids.shape[1] == 1:
             if images is None and self.get_vision_tower() is not None and input_ids is not None:
                 refuse_placeholders(input_ids)
-            return (input_ids, position_ids, attention_mask, past_key_values, None, labels), None
+            return (input_ids, position_ids, attention_mask, past_key_values, None, labels), None, 0
         features, vision = self._image_features(images, image_sizes, modalities)
         side: Side = "left" if getattr(self.config, "tokenizer_padding_side", None) == "left" else "right"
         spliced = self._splice(input_ids, attention_mask, labels, features, side)
         positions = None if position_ids is None else spliced.positions
         mask = None if attention_mask is None else spliced.mask.to(attention_mask.dtype)
         new_labels = None if labels is None else spliced.labels
-        return (None, positions, mask, past_key_values, spliced.embeds, new_labels), vision
+        return (None, positions, mask, past_key_values, spliced.embeds, new_labels), vision, spliced.first_label
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -201,17 +205,21 @@ class LlavaMetaForCausalLM(CompletesWeights):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """LlavaOutput; logits are as long as the text with its images. `return_dict=False` gives its tuple.
+        """LlavaOutput; logits are as long as the text with its images, unless `loss_only` is set. `return_dict=False`
+        gives its tuple.
 
         images, image_sizes, modalities: see `tiles_of` and `modalities_of`; one image per `<image>`, and one stand-in
         for each sample without. dpo_forward: return (logits, labels) and no loss.
         """
-        vision = None
+        vision, first_label = None, 0
         if inputs_embeds is None:
             arguments = (input_ids, position_ids, attention_mask, past_key_values, labels, images)
-            inputs, vision = self._embed_batch(*arguments, image_sizes, modalities)
+            inputs, vision, first_label = self._embed_batch(*arguments, image_sizes, modalities)
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = inputs
         if labels is not None and not dpo_forward:
+            if self.loss_only and first_label > 1:
+                labels = labels[:, first_label - 1 :]  # a label is told from the position before
+                logits_to_keep = labels.shape[1]
             # The count is of labels that the shift leaves; at least 1, so that a call without any costs 0, not nan.
             count = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
             kwargs = {"labels": labels, "num_items_in_batch": count, **kwargs}

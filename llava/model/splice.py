@@ -2,7 +2,7 @@
 
 Every token of the result is one row of a table: the text's embeddings, then the images' features, then a zero for
 padding. So the splice is one gather, and what no sample shows still gets a gradient, of zeros. The result's shape
-depends on where the placeholders are: the ids (and the mask) are copied to the host once, and nothing else waits.
+depends on where the placeholders are: ids, mask and labels are copied to the host once, and nothing else waits.
 
 Letters: B samples, S text tokens, L tokens with images, D width.
 """
@@ -21,13 +21,15 @@ Side = Literal["left", "right"]
 class Spliced(NamedTuple):
     """embeds (B, L, D), labels (B, L), mask (B, L) bool, positions (B, L): what the language model takes.
 
-    Padding has zeros, IGNORE_INDEX, False and 0.
+    Padding has zeros, IGNORE_INDEX, False and 0. first_label: the first position at which a sample has a label, known
+    without waiting for the device; L if none has one.
     """
 
     embeds: Tensor
     labels: Tensor
     mask: Tensor
     positions: Tensor
+    first_label: int
 
 
 def splice(
@@ -68,6 +70,7 @@ def splice(
         labels=label_table[index],
         mask=keep,
         positions=(keep.cumsum(dim=1) - 1) * keep,
+        first_label=longest if labels is None else _first_label(padded, labels.flatten().tolist()),
     )
 
 
@@ -114,6 +117,12 @@ def refuse_placeholders(input_ids: Tensor) -> None:
     a step of decoding, which must not wait for the device."""
     if input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
         raise ValueError("the text has <image> in it, but no images were passed")
+
+
+def _first_label(rows: Sequence[Sequence[int]], labels: Sequence[int]) -> int:
+    """labels: of the table's rows of text, which come first in it."""
+    labeled = {row for row, label in enumerate(labels) if label != IGNORE_INDEX}
+    return min(next((place for place, row in enumerate(sample) if row in labeled), len(sample)) for sample in rows)
 
 
 def _check_count(placeholders: Sequence[int], num_images: int) -> None:

@@ -160,6 +160,7 @@ class RandomSam(Sam):
             window_size=sizes.window,
             global_attn_indexes=[*range(sizes.layers // 4 - 1, sizes.layers, sizes.layers // 4 or 1)],
             mlp_dim=4 * sizes.width,
+            initializer_range=0.02,  # its own is 1e-10: activations too small for a processor's normal path
         )
         return SamVisionModel(config)
 

@@ -71,6 +71,32 @@ def test_a_batch_answers_as_its_rows_do_alone(model: Any) -> None:
         assert together[row].tolist() == alone[0].tolist()
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_loss_alone_needs_no_logits_before_the_first_label(model: Any, side: str) -> None:
+    model.config.tokenizer_padding_side = side
+    ids, mask = right_padded([1, 5, IMAGE, 7, 9, 10, 11], [1, IMAGE, 8, 9])
+    labels = ids.masked_fill(~mask, IGNORE_INDEX)
+    labels[0, :5], labels[1, :2] = IGNORE_INDEX, IGNORE_INDEX
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "images": tiny_images(2)}
+    whole, model.loss_only = model(**inputs), True
+    part = model(**inputs)
+    length = len(ids[0]) - 1 + NUM_PATCHES
+    first = 1 + NUM_PATCHES + (3 if side == "left" else 0)
+    assert whole.logits.shape[1] == length
+    assert part.logits.shape[1] == length - first + 1
+    torch.testing.assert_close(part.loss, whole.loss)
+    gradients = [torch.autograd.grad(each.loss, model.get_input_embeddings().weight)[0] for each in (whole, part)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_without_any_label_the_loss_alone_is_zero(llama: Any) -> None:
+    llama.loss_only = True
+    ids = torch.tensor([[1, IMAGE, 7]])
+    output = llama(input_ids=ids, labels=torch.full_like(ids, IGNORE_INDEX), images=tiny_images(1))
+    assert output.loss.item() == 0
+    output.loss.backward()
+
+
 def test_a_saved_model_loads_as_it_was(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     loaded, report = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)

@@ -30,6 +30,15 @@ def test_images_stand_where_their_placeholders_were() -> None:
     assert result.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
+def test_the_first_label_is_that_of_the_sample_that_begins_first() -> None:
+    ids = torch.tensor([[1, IMAGE, 2, 3], [4, 5, 6, 7]])
+    labels = torch.tensor([[NONE, IMAGE, NONE, 3], [NONE, NONE, 6, 7]])
+    text, images = torch.zeros(2, 4, 2), [torch.zeros(3, 2), torch.zeros(3, 2)]
+    assert splice(text, images, ids, labels).first_label == 2
+    assert splice(text, images, ids, labels, padding_side="left").first_label == 4
+    assert splice(text, images, ids).first_label == 6
+
+
 def test_adjacent_first_and_last_placeholders() -> None:
     assert values(spliced([[IMAGE, IMAGE, 7, IMAGE]], [1, 1, 2])) == [[100, 101, 7, 102, 102]]
 
