@@ -8,17 +8,20 @@ import argparse
 import json
 from pathlib import Path
 
+from llava.errors import readable_errors
+from llava.eval.questions import read_json
 from llava.eval.scores import add_scores_argument, read_answers, write_scores
 from llava.eval.submissions import seed
 
-if __name__ == "__main__":
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotation-file", required=True)
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--result-upload-file", required=True)
     add_scores_argument(parser)
     args = parser.parse_args()
-    annotation = json.loads(Path(args.annotation_file).read_text(encoding="utf-8"))
+    annotation = read_json(args.annotation_file)
     lines, scores, accuracy = seed(annotation, read_answers(args.result_file))
     for group, percent in accuracy.items():
         name = f"{group.capitalize()} accuracy" if group in ("total", "image", "video") else group
@@ -26,3 +29,8 @@ if __name__ == "__main__":
     Path(args.result_upload_file).parent.mkdir(parents=True, exist_ok=True)
     Path(args.result_upload_file).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     write_scores(scores, args.scores_file)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

@@ -8,9 +8,12 @@ import argparse
 import json
 from pathlib import Path
 
+from llava.errors import readable_errors
+from llava.eval.questions import read_json
 from llava.eval.science_qa import instruction, sample
 
-if __name__ == "__main__":
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("convert_to_llava", "convert_to_jsonl"))
     parser.add_argument("--base-dir", "--base_dir", required=True)
@@ -18,8 +21,8 @@ if __name__ == "__main__":
     parser.add_argument("--prompt-format", "--prompt_format", default="QCM-LEPA")
     args = parser.parse_args()
     folder = Path(args.base_dir)
-    problems = json.loads((folder / "problems.json").read_text(encoding="utf-8"))
-    split = json.loads((folder / "pid_splits.json").read_text(encoding="utf-8"))[args.split]
+    problems = read_json(folder / "problems.json")
+    split = read_json(folder / "pid_splits.json")[args.split]
     name = f"{args.split}_{args.prompt_format}"
     if args.task == "convert_to_llava":
         samples = [sample(identity, problems[identity], args.prompt_format) for identity in split]
@@ -28,3 +31,8 @@ if __name__ == "__main__":
         lines = [json.dumps(instruction(identity, problems[identity], args.prompt_format)) for identity in split]
         (folder / f"scienceqa_{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     print(f"Number of samples: {len(split)}")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

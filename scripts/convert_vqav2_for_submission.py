@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
+from llava.errors import readable_errors
 from llava.eval.questions import read_jsonl
 from llava.eval.scores import read_answers, write_json
 from llava.eval.submissions import vqav2
 
-if __name__ == "__main__":
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dir", default="./playground/data/eval/vqav2")
     parser.add_argument("--ckpt", required=True)
@@ -19,3 +21,8 @@ if __name__ == "__main__":
     target = folder / "answers_upload" / args.split / f"{args.ckpt}.json"
     write_json(vqav2(questions, answers), target)
     print(f"{len(answers)} answers for {len(questions)} questions: {target}")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

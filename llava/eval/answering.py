@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
+from llava.errors import readable_errors
 from llava.eval.answer_log import VQA, AnswerFormat, AnswerLog
 from llava.eval.questions import Question
 from llava.inference import Chat, Decoding, image_prefix, place, stop_string
 from llava.mm_utils import get_model_name_from_path
-from llava.train.errors import readable_errors
 
 # What decides an answer. Everything else is free to change between two runs of one file.
 SETTINGS = (

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llava.errors import readable_errors
 from llava.eval.intervals import (
     Array,
     Interval,
@@ -234,4 +235,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

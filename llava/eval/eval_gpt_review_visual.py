@@ -4,6 +4,7 @@
         -r rule.json -o reviews.jsonl --judge "python my_judge.py"
 """
 
+from llava.errors import readable_errors
 from llava.eval import gpt_review
 
 
@@ -12,4 +13,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -4,11 +4,11 @@ python -m llava.eval.eval_gqa --question-file testdev_balanced_questions.json --
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
+from llava.eval.questions import read_json
 from llava.eval.scores import Score, add_scores_argument, read_answers, require_all, texts_by_id, write_scores
 
 
@@ -28,11 +28,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result-file", required=True)
     add_scores_argument(parser)
     args = parser.parse_args(argv)
-    questions = json.loads(Path(args.question_file).read_text(encoding="utf-8"))
+    questions = read_json(args.question_file)
     scores = score(questions, read_answers(args.result_file))
     print(f"Samples: {len(scores)}\nAccuracy: {100 * sum(row.value for row in scores) / len(scores):.2f}%")
     write_scores(scores, args.scores_file)
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

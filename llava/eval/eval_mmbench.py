@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.mmbench_table import LETTERS, present, read_rows
 from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
 
@@ -58,4 +59,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

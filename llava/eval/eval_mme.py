@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from llava.errors import readable_errors
 from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
 
 PERCEPTION = (
@@ -150,4 +151,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

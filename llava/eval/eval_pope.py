@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.questions import read_jsonl
 from llava.eval.scores import Score, add_scores_argument, read_answers, require_all, texts_by_id, write_scores
 
@@ -116,4 +117,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.scores import Score, add_scores_argument, read_answers, texts_by_id, write_json, write_scores
 
 LETTERS = ("A", "B", "C", "D", "E")
@@ -90,4 +91,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

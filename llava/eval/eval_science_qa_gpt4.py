@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.eval_science_qa import grade
+from llava.eval.questions import read_json
 from llava.eval.scores import read_answers, texts_by_id
 
 Problems = Mapping[str, dict[str, Any]]
@@ -32,7 +34,7 @@ def read_inputs(args: argparse.Namespace) -> tuple[Problems, Mapping[str, str], 
     base = Path(args.base_dir)
     problems = json.loads((base / "problems.json").read_text(encoding="utf-8"))
     split = json.loads((base / "pid_splits.json").read_text(encoding="utf-8"))[args.split]
-    others = json.loads(Path(args.gpt4_result).read_text(encoding="utf-8"))["outputs"]
+    others = read_json(args.gpt4_result)["outputs"]
     return {pid: problems[pid] for pid in split}, texts_by_id(read_answers(args.our_result)), others
 
 
@@ -65,4 +67,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

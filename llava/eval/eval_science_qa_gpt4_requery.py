@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping
 
+from llava.errors import readable_errors
 from llava.eval.eval_science_qa import grade
 from llava.eval.eval_science_qa_gpt4 import NO_ANSWER, Problems, add_arguments, lines, read_inputs
 from llava.eval.scores import read_answers, require_all, texts_by_id, write_json
@@ -60,4 +61,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -4,13 +4,14 @@ python -m llava.eval.eval_textvqa --annotation-file TextVQA_0.5.1_val.json --res
 """
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
+from llava.eval.questions import read_json
 from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.result_dir and args.scores_file:
         parser.error("--scores-file belongs to one --result-file")
-    annotations = json.loads(Path(args.annotation_file).read_text(encoding="utf-8"))["data"]
+    annotations = read_json(args.annotation_file)["data"]
     files = [Path(args.result_file)] if args.result_file else sorted(Path(args.result_dir).glob("*.jsonl"))
     for file in files:
         scores = score(annotations, read_answers(file))
@@ -68,4 +69,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

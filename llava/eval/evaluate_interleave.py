@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
 from llava.eval.questions import require_keys
 from llava.eval.rouge import rouge_l
@@ -97,4 +98,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

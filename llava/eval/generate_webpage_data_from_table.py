@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.questions import read_jsonl
 from llava.eval.scores import write_json
 from llava.eval.summarize_gpt_review import scores_of
@@ -70,4 +71,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

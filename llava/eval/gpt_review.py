@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.eval.questions import read_jsonl
+from llava.eval.questions import read_json, read_jsonl
 
 Row = dict[str, Any]
 Judge = Callable[[str], str]
@@ -110,7 +110,7 @@ def main(description: str, argv: list[str] | None, *, prefix: str, has_context: 
     review_all(
         read_jsonl(args.question),
         (read_jsonl(args.answer_list[0]), read_jsonl(args.answer_list[1])),
-        json.loads(Path(args.rule).expanduser().read_text(encoding="utf-8")),
+        read_json(args.rule),
         Path(args.output).expanduser(),
         command_judge(args.judge),
         prefix=prefix,

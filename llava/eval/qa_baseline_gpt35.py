@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llava.errors import readable_errors
 from llava.eval.answer_log import short_uuid
 from llava.eval.questions import read_jsonl
 
@@ -74,4 +75,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -38,6 +38,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_json(path: str | Path) -> Any:
+    """Raises ValueError that names the file."""
+    try:
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
 def require_keys(row: dict[str, Any], keys: Sequence[str], where: str) -> None:
     """Raises ValueError that names the place and the keys that are missing there."""
     missing = [key for key in keys if key not in row]

@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
+from llava.errors import readable_errors
 from llava.eval.answering import prompt_of
 from llava.inference import Chat, Decoding, choose_template, place, stop_string
 from llava.remote import load_image
-from llava.train.errors import readable_errors
 
 
 @dataclass(frozen=True)

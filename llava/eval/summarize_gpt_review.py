@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from llava.errors import readable_errors
 from llava.eval.questions import read_jsonl
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
@@ -63,4 +64,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

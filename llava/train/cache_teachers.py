@@ -21,6 +21,7 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from llava.errors import readable_errors
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.move_kd.cache import Grid, describe, reduce_features, sample_key
 from llava.model.multimodal_encoder.move_kd.cache_lookup import parse_grid, parse_location
@@ -31,7 +32,6 @@ from llava.model.multimodal_encoder.move_kd.types import Source, View, stack
 from llava.train.arguments import parse_run
 from llava.train.build import build_tokenizer, select_template
 from llava.train.dataset import SupervisedDataset, make_data_module
-from llava.train.errors import readable_errors
 from llava.train.records import BadSample
 from llava.train.run_config import Run
 from llava.train.sources import read_record

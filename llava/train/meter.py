@@ -9,12 +9,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from llava.errors import NonFiniteLoss
 from llava.train.environment import gather_objects
 from llava.train.stopwatch import Stopwatch
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss term became NaN or infinite; the message names the term and the samples."""
 
 
 class StepMeter:

@@ -8,11 +8,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava.train.environment import gather_objects, say
+from llava.train.environment import gather_objects, rank, say
 
 MARKER = "complete.json"
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -165,3 +167,16 @@ def keep_newest(output_dir: str | Path, limit: int | None, best: str | None = No
             break
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def resumable(output_dir: str) -> Iterator[None]:
+    """Ctrl-C ends training with status 130 and says where the same command would go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if rank() == 0:
+            found = last_checkpoint(output_dir)
+            place = f"goes on from {found}" if found else "begins again: there is no complete checkpoint yet"
+            print(f"\ninterrupted; the same command {place}", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -10,11 +10,12 @@ import sys
 import torch
 from transformers import set_seed
 
+from llava.errors import readable_errors
 from llava.train.arguments import parse_run
 from llava.train.build import build_data, build_distiller, build_teachers, build_tokenizer, set_precision
 from llava.train.environment import leave_processes, say, use_cache, world_size
-from llava.train.errors import readable_errors, resumable
 from llava.train.llava_trainer import LLaVATrainer
+from llava.train.resume import resumable
 from llava.train.run_config import Run
 from llava.train.stages import Parts, apply_stage, trainable_report, trained_parts
 from llava.train.student import build_student, unused_parameters

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from llava.train.meter import NonFiniteLoss, StepMeter, add_counted, sum_by_name
+from llava.errors import NonFiniteLoss
+from llava.train.meter import StepMeter, add_counted, sum_by_name
 
 
 def _outputs(lm: float, kd: float | None = None, **metrics: float) -> dict[str, object]:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from llava.errors import NonFiniteLoss
 from llava.model.multimodal_encoder.move_kd.teachers.eva02 import Eva02
 from llava.model.multimodal_encoder.move_kd.types import TeacherFeatures
-from llava.train.meter import NonFiniteLoss, StepMeter
+from llava.train.meter import StepMeter
 from llava.train.stopwatch import Stopwatch
 from tests.train.distillation.conftest import Lab, assert_terms_sum_to_the_loss, rows
 

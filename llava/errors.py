@@ -1,4 +1,4 @@
-"""What a user sees when a run cannot start or is interrupted: one line, and how to go on."""
+"""What a user sees of a mistake, in every program: one line."""
 
 import os
 import re
@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from llava.train.environment import rank
-from llava.train.meter import NonFiniteLoss
-from llava.train.resume import last_checkpoint
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became NaN or infinite; the message names the term and the samples."""
+
 
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError, NonFiniteLoss)
 
@@ -21,7 +22,8 @@ def readable_errors() -> Iterator[None]:
     except USER_ERRORS as error:
         if os.environ.get("LLAVA_DEBUG") == "1":
             raise
-        where = f"[process {rank()}] " if rank() else ""
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f"[process {rank}] "
         print(f"{where}error: {message_of(error)} (LLAVA_DEBUG=1 shows the traceback)", file=sys.stderr, flush=True)
         sys.exit(1)
 
@@ -32,16 +34,3 @@ def message_of(error: Exception) -> str:
     if re.match(r"Caught \w+ in DataLoader worker process", message):
         message = re.split(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", message, flags=re.MULTILINE)[-1]
     return " ".join(message.split())
-
-
-@contextmanager
-def resumable(output_dir: str) -> Iterator[None]:
-    """Ctrl-C ends training with status 130 and says where the same command would go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if rank() == 0:
-            found = last_checkpoint(output_dir)
-            place = f"goes on from {found}" if found else "begins again: there is no complete checkpoint yet"
-            print(f"\ninterrupted; the same command {place}", file=sys.stderr, flush=True)
-        sys.exit(130)
