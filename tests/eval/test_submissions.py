@@ -24,6 +24,7 @@ PROBLEM = {
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *flags: object) -> None:
+    monkeypatch.setenv("LLAVA_DEBUG", "1")  # mistakes come through as what they are
     monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
     runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
 
