@@ -45,8 +45,6 @@ class LlavaMetaForCausalLM(CompletesWeights):
     # The Trainer must not scale the loss: it is a mean already, and distillation terms will be added to it.
     accepts_loss_kwargs = False
 
-    # Whether logits before the first label, most of them a picture's, are left out where images and labels are given.
-    # Training asks for it: with 32,000 words they are larger than anything else in the step.
     loss_only = False
 
     def _assemble(self, inner: nn.Module) -> None:
@@ -55,6 +53,13 @@ class LlavaMetaForCausalLM(CompletesWeights):
         self.vocab_size = self.config.vocab_size
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         self.post_init()
+
+    def leave_out_idle_logits(self) -> None:
+        """From now on logits begin before the first label wherever images and labels are given: no loss reads those of
+        the pictures in front of it, which with 32,000 words are larger than anything else in a training step."""
+        self.loss_only = True
+        # What is left is a slice, which PyTorch would multiply sample by sample with a copy of the head for each.
+        self.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the image tokens that the arguments ask for; their embeddings start at the mean of the others.
@@ -205,8 +210,8 @@ class LlavaMetaForCausalLM(CompletesWeights):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """LlavaOutput; logits are as long as the text with its images, unless `loss_only` is set. `return_dict=False`
-        gives its tuple.
+        """LlavaOutput; logits are as long as the text with its images, but see `leave_out_idle_logits`.
+        `return_dict=False` gives its tuple.
 
         images, image_sizes, modalities: see `tiles_of` and `modalities_of`; one image per `<image>`, and one stand-in
         for each sample without. dpo_forward: return (logits, labels) and no loss.

@@ -70,7 +70,7 @@ def _overwritten(config: ModelConfig, moe: Mapping[str, Any] | None) -> dict[str
 
 def _make_efficient(student: Any, run: Run) -> None:
     """No logits that no loss reads; gradient checkpointing and compilation, as far as they are asked for."""
-    student.loss_only = True
+    student.leave_out_idle_logits()
     if run.hf.activation_checkpointing:
         student.activation_checkpointing_enable(activation_checkpointing_kwargs=run.hf.activation_checkpointing_kwargs)
         run.hf.activation_checkpointing = False  # done; the Trainer would look for it in the distiller

@@ -110,7 +110,7 @@ def distilled(settings: Settings, name: str, teachers: dict[str, Any], recipe: s
     moe = MoLEConfig.from_recipe(recipe, rank=sizes.rank) if teachers else None
     with device:
         student = build_student(sizes, settings.folder / name, moe).to(dtype)
-        student.loss_only = True  # as llava.train does
+        student.leave_out_idle_logits()  # as llava.train does
         config = DistillConfig.from_recipe(recipe) if teachers else None
         distiller = Distiller(student, teachers, config).to(dtype).train()
     if settings.checkpointing:

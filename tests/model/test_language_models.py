@@ -78,7 +78,8 @@ def test_the_loss_alone_needs_no_logits_before_the_first_label(model: Any, side:
     labels = ids.masked_fill(~mask, IGNORE_INDEX)
     labels[0, :5], labels[1, :2] = IGNORE_INDEX, IGNORE_INDEX
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "images": tiny_images(2)}
-    whole, model.loss_only = model(**inputs), True
+    whole = model(**inputs)
+    model.leave_out_idle_logits()
     part = model(**inputs)
     length = len(ids[0]) - 1 + NUM_PATCHES
     first = 1 + NUM_PATCHES + (3 if side == "left" else 0)
@@ -90,7 +91,7 @@ def test_the_loss_alone_needs_no_logits_before_the_first_label(model: Any, side:
 
 
 def test_without_any_label_the_loss_alone_is_zero(llama: Any) -> None:
-    llama.loss_only = True
+    llama.leave_out_idle_logits()
     ids = torch.tensor([[1, IMAGE, 7]])
     output = llama(input_ids=ids, labels=torch.full_like(ids, IGNORE_INDEX), images=tiny_images(1))
     assert output.loss.item() == 0
