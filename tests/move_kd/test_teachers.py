@@ -32,6 +32,8 @@ from transformers.models.pix2struct.image_processing_pil_pix2struct import Pix2S
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.move_kd.plugins import plugin_names
 from llava.model.multimodal_encoder.move_kd.teachers import Teacher, build_teachers
+from llava.model.multimodal_encoder.move_kd.teachers._stem import ByteStem
+from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
 from llava.model.multimodal_encoder.move_kd.teachers.eva02 import EvaBackbone, EvaConfig
 from llava.model.multimodal_encoder.move_kd.teachers.pix2struct import flatten_patches, standardize
 from llava.model.multimodal_encoder.move_kd.teachers.sam import upstream_layout
@@ -83,6 +85,35 @@ def test_pixels_are_standardized_and_rounded_once(dtype: torch.dtype, tmp_path: 
     expected, found = standardized(prepared, teacher.source), teacher.normalize(prepared)  # type: ignore[attr-defined]
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["eva", "convnext", "sam"])
+def test_bytes_are_read_as_the_standardized_pixels_are(name: str, tmp_path: Path) -> None:
+    spec = make_case(name, tmp_path)
+    exact, rounded = only(spec), only(spec, dtype=torch.bfloat16)
+    assert isinstance(exact, FrozenTeacher)
+    assert isinstance(rounded, FrozenTeacher)
+    prepared = pixels_for(exact)
+    expected = exact.encode(exact.normalize(prepared)).patches
+    torch.testing.assert_close(exact(prepared).patches, expected, rtol=1e-4, atol=1e-5)
+    usual = rounded.encode(rounded.normalize(prepared)).patches
+    assert (rounded(prepared).patches - expected).norm() < 1.2 * (usual - expected).norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stem_cuts_bytes_as_its_convolution_cuts_standardized_pixels(dtype: torch.dtype, bias: bool) -> None:
+    conv = torch.nn.Conv2d(3, 5, (2, 4), (2, 4), bias=bias).requires_grad_(False)
+    pixels = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8)
+    mean, std = (0.48, 0.45, 0.40), (0.26, 0.25, 0.28)
+    level, spread = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    expected = conv((pixels / 255.0 - level) / spread)
+    stem = ByteStem(conv, mean, std)
+    for parameter in stem.parameters():
+        parameter.data = parameter.data.to(dtype)
+    assert stem.state_dict().keys() == conv.state_dict().keys()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(stem(pixels).float(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)

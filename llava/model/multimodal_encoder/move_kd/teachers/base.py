@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.move_kd.teachers._spec import PRESETS, TeacherSpec, Triple
+from llava.model.multimodal_encoder.move_kd.teachers._stem import read_bytes
 from llava.model.multimodal_encoder.move_kd.teachers._weights import weights_digest
 from llava.model.multimodal_encoder.move_kd.types import Fit, ImageSpec, Source, TeacherFeatures, split
 
@@ -83,11 +84,14 @@ class FrozenTeacher(nn.Module):
     and width for `self.size`; `encode` turns standardized pixels into features. One whose `load` sets more of the
     signature than `native_size` says in `adopt` what a cache knows instead.
     `version` is raised when the features of an unchanged file change: caches written before are then refused.
+    `stem` names the layer of the network that cuts pixels into patches, if `encode` does nothing to them before: that
+    layer gets them as the bytes they are, which saves passes over the picture.
     """
 
     defaults: ClassVar[Defaults]
     options: ClassVar[Mapping[str, str]] = {}
     version: ClassVar[int] = 2
+    stem: ClassVar[str | None] = None
     shares_student = False
     pixel_mean: Tensor
     pixel_variance: Tensor
@@ -98,6 +102,8 @@ class FrozenTeacher(nn.Module):
         context = context or BuildContext()
         self._read_spec(spec, context)
         self.net = self.load(context)
+        if self.stem is not None:
+            read_bytes(self.net, self.stem, self.mean, self.std)
         self.size = self._find_size()
         self.source = self.make_source()
         self.register_buffer("pixel_mean", 255.0 * torch.tensor(self.mean), persistent=False)
@@ -124,7 +130,7 @@ class FrozenTeacher(nn.Module):
         raise NotImplementedError
 
     def encode(self, pixels: Tensor) -> TeacherFeatures:
-        """(M, 3, S, S) in the teacher's dtype, standardized."""
+        """(M, 3, S, S) in the teacher's dtype, standardized; with a `stem` also uint8 as they came."""
         raise NotImplementedError
 
     def default_path(self, context: BuildContext) -> str:
@@ -144,7 +150,8 @@ class FrozenTeacher(nn.Module):
         """M pictures as `source.prepare` made them, collated ((M, 3, S, S) uint8, or what a source of the teacher's own
         gives), to their features."""
         with torch.autocast(self.pixel_mean.device.type, enabled=False):
-            parts = [self.encode(self.normalize(chunk)) for chunk in split(prepared, self.spec.chunk)]
+            chunks = split(prepared, self.spec.chunk)
+            parts = [self.encode(chunk if self.stem else self.normalize(chunk)) for chunk in chunks]
         return parts[0] if len(parts) == 1 else _join(parts)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":

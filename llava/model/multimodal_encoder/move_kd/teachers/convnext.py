@@ -106,6 +106,8 @@ class ConvNext(FrozenTeacher):
         licence="MIT",
     )
     options: ClassVar = {"eps": ""}
+    version = 3
+    stem = "embeddings.patch_embeddings"
     net: ConvNextModel
 
     def load(self, context: BuildContext) -> ConvNextModel:

@@ -247,6 +247,8 @@ class Eva02(FrozenTeacher):
         released={"mean": "clip"},
     )
     options: ClassVar = {"heads": "", "window": "", "global": ""}
+    version = 3
+    stem = "patch_embed.proj"
     net: EvaBackbone
 
     def load(self, context: BuildContext) -> EvaBackbone:

@@ -49,6 +49,8 @@ class Sam(FrozenTeacher):
         released={"layout": "upstream"},
     )
     options: ClassVar = {"layout": "true"}
+    version = 3
+    stem = "vision_encoder.patch_embed.projection"
     net: SamVisionModel
 
     def load(self, context: BuildContext) -> SamVisionModel:
