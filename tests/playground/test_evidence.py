@@ -155,7 +155,7 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     assert [pair for pair in pairs if between(difference(*pair)) not in TEXT] == []
     ours = difference("ours", "baseline-early")
     low, high = ours.interval
-    readme = (DOCS.parent / "README.md").read_text()
+    readme = " ".join((DOCS.parent / "README.md").read_text().split())
     assert f"{ours.mean:+.1f} points [{low:+.1f}, {high:+.1f}] for the whole recipe" in readme
     assert f"{between(difference('ours-no-experts', 'baseline-early'))} for distillation without experts" in readme
     assert ours.p < 0.001
