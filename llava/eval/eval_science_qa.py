@@ -5,13 +5,13 @@
 """
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.errors import readable_errors
+from llava.eval.questions import read_json
 from llava.eval.scores import Score, add_scores_argument, read_answers, texts_by_id, write_json, write_scores
 
 LETTERS = ("A", "B", "C", "D", "E")
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     add_scores_argument(parser)
     args = parser.parse_args(argv)
     base = Path(args.base_dir)
-    problems = json.loads((base / "problems.json").read_text(encoding="utf-8"))
-    split = json.loads((base / "pid_splits.json").read_text(encoding="utf-8"))[args.split]
+    problems = read_json(base / "problems.json")
+    split = read_json(base / "pid_splits.json")[args.split]
     graded = evaluate(problems, split, read_answers(args.result_file))
     right = [row for row in graded if row["is_correct"]]
     write_json({"correct": right, "incorrect": [row for row in graded if not row["is_correct"]]}, args.output_file)

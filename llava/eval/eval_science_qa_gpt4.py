@@ -7,7 +7,6 @@ An answer that names no option counts as wrong; the published script drew one at
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read_inputs(args: argparse.Namespace) -> tuple[Problems, Mapping[str, str], Mapping[str, str]]:
     """The split's problems, our texts and the other model's, each by question."""
     base = Path(args.base_dir)
-    problems = json.loads((base / "problems.json").read_text(encoding="utf-8"))
-    split = json.loads((base / "pid_splits.json").read_text(encoding="utf-8"))[args.split]
+    problems = read_json(base / "problems.json")
+    split = read_json(base / "pid_splits.json")[args.split]
     others = read_json(args.gpt4_result)["outputs"]
     return {pid: problems[pid] for pid in split}, texts_by_id(read_answers(args.our_result)), others
 

@@ -4,13 +4,12 @@ python -m llava.eval.model_vqa --model-path DIR --image-folder DIR --question-fi
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from llava.eval.answer_log import VQA, AnswerFormat, short_uuid
 from llava.eval.answering import add_common_arguments, run_generator, run_program
-from llava.eval.questions import ImageFiles, Question, read_jsonl, require_keys
+from llava.eval.questions import ImageFiles, Question, read_json, read_jsonl, require_keys
 
 
 def interleaved_line(question: Question, text: str, model_id: str) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def read_questions(args: argparse.Namespace) -> tuple[list[Question], AnswerForm
     with open(path, encoding="utf-8") as file:
         is_array = file.read(64).lstrip().startswith("[")
     if is_array:
-        rows = json.loads(path.read_text(encoding="utf-8"))[: args.test_size]
+        rows = read_json(path)[: args.test_size]
         return interleaved_questions(rows, str(path), args.image_folder, args.extra_prompt), INTERLEAVED
     if args.extra_prompt:
         raise ValueError(f"--extra-prompt belongs to interleaved files, a JSON array; {path} is a JSONL of questions")

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.eval.answering import add_common_arguments, run_generator, run_program
-from llava.eval.questions import ImageFiles, Question, require_keys
+from llava.eval.questions import ImageFiles, Question, read_json, require_keys
 from llava.inference import Chat, Decoding
 
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
@@ -40,7 +39,7 @@ def read_questions(args: argparse.Namespace) -> list[Question]:
     path = Path(args.question_file).expanduser()
     suffix = LETTER_SUFFIX if args.single_pred_prompt else ""
     questions = []
-    for number, row in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
+    for number, row in enumerate(read_json(path), 1):
         require_keys(row, ("id", "conversations"), f"{path}: sample {number}")
         text = row["conversations"][0]["value"].replace(DEFAULT_IMAGE_TOKEN, "").strip()
         images = ImageFiles.below(args.image_folder, row.get("image"))

@@ -45,7 +45,7 @@ class LlavaMetaForCausalLM(CompletesWeights):
     # The Trainer must not scale the loss: it is a mean already, and distillation terms will be added to it.
     accepts_loss_kwargs = False
 
-    loss_only = False
+    loss_only = False  # see leave_out_idle_logits
 
     def _assemble(self, inner: nn.Module) -> None:
         """Finish construction around the inner model, as the mixed-in class would around its own."""
@@ -56,7 +56,7 @@ class LlavaMetaForCausalLM(CompletesWeights):
 
     def leave_out_idle_logits(self) -> None:
         """From now on logits begin before the first label wherever images and labels are given: no loss reads those of
-        the pictures in front of it, which with 32,000 words are larger than anything else in a training step."""
+        the pictures in front of it, which with 32,000 words are the largest tensor of a training step."""
         self.loss_only = True
         # What is left is a slice, which PyTorch would multiply sample by sample with a copy of the head for each.
         self.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))

@@ -122,6 +122,10 @@ def test_another_world_has_its_rows(name: str) -> None:
     p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
     assert f"| {cells[0]} | {cells[1]} | {between(found)} | {p} |" in PAGE
     assert between(found) in TEXT.partition("## What was measured")[0]
+    for kind in ("texture", "size", "digit"):
+        gain = compare(rows, "ours", "baseline-early", "heldout", kind)
+        assert gain is not None
+        assert between(gain) in TEXT.partition("## Other worlds")[2].partition("## Hints")[0]
 
 
 def test_the_weight_was_chosen_on_validation_questions() -> None:
@@ -158,6 +162,9 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     readme = " ".join((DOCS.parent / "README.md").read_text().split())
     assert f"{ours.mean:+.1f} points [{low:+.1f}, {high:+.1f}] for the whole recipe" in readme
     assert f"{between(difference('ours-no-experts', 'baseline-early'))} for distillation without experts" in readme
+    elsewhere = compare(read_rows(DOCS / "evidence" / "seed1.jsonl"), "ours", "baseline-early", "heldout")
+    assert elsewhere is not None
+    assert f"another draw of the world, {between(elsewhere)}" in readme
     assert ours.p < 0.001
     assert "(p < 0.001)" in PAGE
     gap = difference("ceiling", "baseline-early")

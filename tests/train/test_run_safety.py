@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from llava.errors import readable_errors
+from llava.errors import NonFiniteLoss, readable_errors
 from llava.model.checkpoint import read_state_dict
-from llava.train.meter import NonFiniteLoss
 from llava.train.records import DataError
 from llava.train.resume import checkpoints, resumable
 from tests.train.runs import (
