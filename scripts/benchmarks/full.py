@@ -42,6 +42,7 @@ def run_full(args: argparse.Namespace) -> None:
     name = args.sizes or "full"
     if name == "full" and not torch.cuda.is_available():
         raise SystemExit("--full needs a GPU: full sizes do not fit a CPU's day. Without one, leave --full out.")
+    torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     peak = args.peak_tflops or next((peak for word, peak in PEAK_TFLOPS.items() if word in machine(device)), None)
     results = []
@@ -102,7 +103,7 @@ def measure(build: Callable[[Settings], Variant], settings: Settings, steps: int
         with variant.clock.part("data wait"):
             batch = next(batches)
         variant.step(batch)
-    parts = parts_table([variant], PARTS_STEPS * settings.batch)
+    parts = parts_table({variant.name: variant.shares()}, PARTS_STEPS * settings.batch)
     activities = [ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU]
     with profile(activities=activities) as recorded:
         variant.step(next(batches))

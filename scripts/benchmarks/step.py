@@ -6,9 +6,10 @@
 
 A round trains one short epoch of each variant in turn and counts all of it, the start of the data workers and the wait
 for the first batch included, so nothing is prepared outside of what is timed. A ratio is the median over rounds of the
-round's own ratio. All variants get the same threads and the same number of data workers. Ours prepares pictures in the
-workers; the released way only decodes there. CPU seconds count workers too, so work that is merely moved shows.
-Freed memory is kept for all of them, as an accelerator's allocator does.
+round's own ratio. Every variant is a process of its own, with the same threads and the same number of data workers; one
+works while the others wait. Ours prepares pictures in the workers; the released way only decodes there. CPU seconds
+count workers too, so work that is merely moved shows. Freed memory is kept for all of them, as an accelerator's
+allocator does.
 """
 
 import argparse
@@ -17,11 +18,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from isolated import Isolated
 from sizes import KINDS, SIZES
-from timing import Usage, keep_memory, machine, median_ratio, others_load, table
-from variants import Settings, Variant, cached_variant, our_variant, plain_variant, released_variant
+from timing import Usage, machine, median_ratio, others_load, table
+from variants import PARTS, Settings, cached_variant, our_variant, plain_variant, released_variant
 
-PARTS = ("data wait", "images", "teachers", "student encoder", "language model", "heads and loss", "backward")
 VARIANTS = {
     "released": released_variant,
     "ours": our_variant,
@@ -31,11 +32,8 @@ VARIANTS = {
 Times = dict[str, list[Usage]]
 
 
-def compare(variants: list[Variant], rounds: int, steps: int) -> Times:
-    """What every round took."""
-    for variant in variants:
-        variant.epoch(1)
-        variant.clock.seconds.clear()
+def compare(variants: list[Isolated], rounds: int, steps: int) -> Times:
+    """What every round took, by the variant's name."""
     times: Times = {variant.name: [] for variant in variants}
     for _ in range(rounds):
         for variant in variants:
@@ -43,40 +41,30 @@ def compare(variants: list[Variant], rounds: int, steps: int) -> Times:
     return times
 
 
-def speed_table(variants: list[Variant], times: Times, images: int) -> str:
+def speed_table(times: Times, images: int) -> str:
     """Per variant the time of an image, and as ratios to the first variant's: images per second, images per CPU second
     of the training process, and of everything."""
-    first = times[variants[0].name]
+    first, *_ = times.values()
     rows = []
-    for variant in variants:
-        own = times[variant.name]
+    for name, own in times.items():
         wall, process, workers = (1e3 * statistics.median(column) / images for column in zip(*own, strict=True))
         ratios = [
             median_ratio([measure(usage) for usage in first], [measure(usage) for usage in own])
             for measure in (lambda usage: usage.wall, lambda usage: usage.own, lambda usage: usage.cpu)
         ]
         cells = [f"{median:.2f} ({low:.2f} to {high:.2f})" for median, low, high in ratios]
-        rows.append((variant.name, f"{1e3 / wall:.2f}", f"{process:.0f}", f"{workers:.0f}", *cells))
+        rows.append((name, f"{1e3 / wall:.2f}", f"{process:.0f}", f"{workers:.0f}", *cells))
     headings = ("variant", "images/s", "CPU ms/image", "of workers", "images/s", "per CPU s of training", "per CPU s")
     return table(headings, rows)
 
 
-def shares(variant: Variant) -> dict[str, float]:
-    """Seconds by part, nested ones taken apart."""
-    seconds = dict(variant.clock.seconds)
-    student, distiller = seconds.pop("student"), seconds.pop("distiller")
-    seconds["language model"] = student - seconds["student encoder"]
-    seconds["heads and loss"] = distiller - student
-    return {part: seconds.get(part, 0.0) for part in (*PARTS, "optimizer")}
-
-
-def parts_table(variants: list[Variant], images: int) -> str:
+def parts_table(shares: dict[str, dict[str, float]], images: int) -> str:
+    """shares: seconds by part, by the variant's name."""
     rows = []
-    for variant in variants:
-        seconds = shares(variant)
+    for name, seconds in shares.items():
         whole = sum(seconds.values())
-        rows.append((variant.name, *(f"{1e3 * s / images:.0f} ({s / whole:.0%})" for s in seconds.values())))
-    return table(("variant", *PARTS, "optimizer"), rows)
+        rows.append((name, *(f"{1e3 * s / images:.0f} ({s / whole:.0%})" for s in seconds.values())))
+    return table(("variant", *PARTS), rows)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,29 +86,27 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    torch.manual_seed(0)
     if args.full:
         from full import run_full
 
         run_full(args)
         return
-    keep_memory()
-    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         sizes, dtype = SIZES[args.sizes or "paced"], getattr(torch, args.dtype)
         settings = Settings(
             sizes, args.teachers, args.stage, dtype, torch.device("cpu"), args.batch, args.workers, Path(folder)
         )
-        variants = [VARIANTS[name](settings) for name in args.variants]
+        variants = [Isolated(VARIANTS[name], settings, args.threads) for name in args.variants]
         times = compare(variants, args.rounds, args.steps)
+        shares = {variant.name: variant.finish() for variant in variants}
     print(
         f"{machine(settings.device)}; {args.threads} threads, {args.workers} data workers, {args.dtype}, stage "
         f"{args.stage}, batch {args.batch}, {args.rounds} rounds of {args.steps} steps; load {others_load():.1f}; "
         f"torch {torch.__version__}\n{sizes.text()}\n"
     )
     images = args.steps * args.batch
-    print(speed_table(variants, times, images))
-    print(f"\nMilliseconds per image, and share of the step:\n\n{parts_table(variants, images * args.rounds)}")
+    print(speed_table(times, images))
+    print(f"\nMilliseconds per image, and share of the step:\n\n{parts_table(shares, images * args.rounds)}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,17 @@ from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 from llava.train.collator import Collator
 from llava.train.stages import FINETUNE, PRETRAIN, apply_stage
 
+PARTS = (
+    "data wait",
+    "images",
+    "teachers",
+    "student encoder",
+    "language model",
+    "heads and loss",
+    "backward",
+    "optimizer",
+)
+
 
 @dataclass
 class Settings:
@@ -75,6 +86,14 @@ class Variant:
             self.step(batch)
         del batches  # ends the workers, so that their time is known
         return Usage.now().since(start)
+
+    def shares(self) -> dict[str, float]:
+        """Seconds by part, nested ones taken apart."""
+        seconds = dict(self.clock.seconds)
+        student, distiller = seconds.pop("student"), seconds.pop("distiller")
+        seconds["language model"] = student - seconds["student encoder"]
+        seconds["heads and loss"] = distiller - student
+        return {part: seconds.get(part, 0.0) for part in PARTS}
 
 
 def optimizer_for(distiller: Distiller, stage: str) -> torch.optim.Optimizer:

@@ -102,15 +102,16 @@ def test_bytes_are_read_as_the_standardized_pixels_are(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stem_cuts_bytes_as_its_convolution_cuts_standardized_pixels(dtype: torch.dtype, bias: bool) -> None:
-    conv = torch.nn.Conv2d(3, 5, (2, 4), (2, 4), bias=bias).requires_grad_(False)
-    pixels = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8)
+@pytest.mark.parametrize("patch", [(2, 4), (3, 3), (5, 6), (16, 16)])
+def test_a_stem_cuts_bytes_as_its_convolution_cuts_standardized_pixels(
+    patch: tuple[int, int], dtype: torch.dtype, bias: bool
+) -> None:
+    conv = torch.nn.Conv2d(3, 5, patch, patch, bias=bias).requires_grad_(False)
+    pixels = torch.randint(0, 256, (2, 3, 3 * patch[0], 2 * patch[1]), dtype=torch.uint8)
     mean, std = (0.48, 0.45, 0.40), (0.26, 0.25, 0.28)
     level, spread = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     expected = conv((pixels / 255.0 - level) / spread)
-    stem = ByteStem(conv, mean, std)
-    for parameter in stem.parameters():
-        parameter.data = parameter.data.to(dtype)
+    stem = ByteStem(conv.to(dtype), mean, std)
     assert stem.state_dict().keys() == conv.state_dict().keys()
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(stem(pixels).float(), expected, rtol=tolerance, atol=tolerance)

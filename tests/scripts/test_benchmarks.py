@@ -10,7 +10,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
-MODULES = ("timing", "sizes", "released", "data", "variants", "step", "full")
+MODULES = ("timing", "sizes", "released", "data", "variants", "isolated", "step", "full")
 
 
 @pytest.fixture

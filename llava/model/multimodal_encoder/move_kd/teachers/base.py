@@ -102,13 +102,13 @@ class FrozenTeacher(nn.Module):
         context = context or BuildContext()
         self._read_spec(spec, context)
         self.net = self.load(context)
-        if self.stem is not None:
-            read_bytes(self.net, self.stem, self.mean, self.std)
         self.size = self._find_size()
         self.source = self.make_source()
         self.register_buffer("pixel_mean", 255.0 * torch.tensor(self.mean), persistent=False)
         self.register_buffer("pixel_variance", (255.0 * torch.tensor(self.std)).square(), persistent=False)
         self._freeze(context)
+        if self.stem is not None:
+            read_bytes(self.net, self.stem, self.mean, self.std)
         self.grid, self.width = self.layout()
         self._digest: str | None = None
         self._check_digest()
