@@ -26,27 +26,33 @@ class Isolated:
     @cached_property
     def name(self) -> str:
         """Waits until the variant is built and warm."""
-        return self._receive()
+        return self._ask()
 
     def epoch(self, steps: int) -> Usage:
-        self.pipe.send(steps)
-        return self._receive()
+        return self._ask(steps)
+
+    def __enter__(self) -> "Isolated":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()  # it has ended already, or an error ended the comparison
+        self.process.join()
 
     def finish(self) -> dict[str, float]:
         """Ends the process; seconds of all its epochs by part."""
-        self.pipe.send(None)
-        seconds = self._receive()
-        self.process.join()
-        return seconds
+        return self._ask(None)
 
-    def _receive(self) -> Any:
+    def _ask(self, *question: int | None) -> Any:
         try:
+            for item in question:
+                self.pipe.send(item)
             return self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise RuntimeError("a variant's process ended early; its own message is above") from None
 
 
 def _serve(build: Build, settings: Settings, threads: int, pipe: Connection) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in any training process
     keep_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ allocator does.
 import argparse
 import statistics
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -91,12 +92,12 @@ def main() -> None:
 
         run_full(args)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         sizes, dtype = SIZES[args.sizes or "paced"], getattr(torch, args.dtype)
         settings = Settings(
             sizes, args.teachers, args.stage, dtype, torch.device("cpu"), args.batch, args.workers, Path(folder)
         )
-        variants = [Isolated(VARIANTS[name], settings, args.threads) for name in args.variants]
+        variants = [stack.enter_context(Isolated(VARIANTS[name], settings, args.threads)) for name in args.variants]
         times = compare(variants, args.rounds, args.steps)
         shares = {variant.name: variant.finish() for variant in variants}
     print(

@@ -40,10 +40,17 @@ def test_experts_are_timed_against_the_plain_mlp_and_a_gather_loop(
 def test_a_whole_step_is_timed_against_the_released_way(
     benchmarks: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    flags = "--sizes tiny --rounds 1 --steps 1 --batch 2 --workers 0 --threads 1"
+    flags = "--sizes tiny --rounds 1 --steps 1 --batch 2 --workers 1 --threads 1"
     shown = run("step", flags, benchmarks, monkeypatch, capsys)
     for variant in ("released way", "ours", "ours, features cached"):
         assert shown.count(f"| {variant} |") == 2
+
+
+def test_a_variant_that_fails_ends_the_comparison(benchmarks: Any) -> None:
+    failing = benchmarks("isolated").Isolated(benchmarks("variants").our_variant, None, 1)
+    with pytest.raises(RuntimeError, match="ended early"), failing as variant:
+        variant.epoch(1)
+    assert not variant.process.is_alive()
 
 
 def test_the_full_mode_needs_a_gpu_and_runs_without_one_at_tiny_sizes(

@@ -44,6 +44,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (with_teachers("clip", moe_encoder=False), "--tune_encoder True trains experts.*--moe_encoder True"),
     ({}, "--tune_encoder True trains experts.*--moe_encoder True"),
     (with_teachers("clip", shard_teachers=True), "add --deepspeed"),
+    (with_teachers("clip", "sam:chunk=4", shard_teachers=True), "chunk= of sam"),
     (with_teachers("clip", teacher_dtype="int8"), "bf16, fp16 or fp32"),
     (with_teachers("clip", teacher_cache="/nowhere"), "no teacher cache /nowhere; write it with"),
     (with_teachers("clip", image_aspect_ratio="crop_split"), "crop_split|image_crop_resolution"),
