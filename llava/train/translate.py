@@ -63,6 +63,9 @@ def build_run(
     idle = distill.idle_flags(trains_experts)
     if training.tune_encoder_adapter and not distill.distills:
         idle["tune_encoder_adapter"] = "no teacher is named" if distill.kd else "--kd is False"
+    if distill.has_experts and model.pretrain_mole_encoder:
+        given = (flag for flag in ("moe_init_a", "moe_init_b") if getattr(distill, flag))
+        idle |= dict.fromkeys(given, "--pretrain_mole_encoder brings the experts")
     training.notes.extend(f"--{name} has no effect: {reason}" for name, reason in idle.items())
     distillation = _distill_run(distill, training, trains_experts)
     init_from = _stage_one_files(model, distill, training.notes)
