@@ -129,8 +129,8 @@ def _check_teachers(specs: list[str], distill: DistillArguments, training: Train
         parsed = parse_specs(specs, released=distill.recipe == "release")
         if distill.shard_teachers and (parts := [spec.name for spec in parsed if spec.chunk]):
             raise ValueError(
-                f"--shard_teachers needs every process to ask a teacher equally often, which chunk= of {', '.join(parts)} "
-                "does not keep where processes have different numbers of pictures; drop one of the two"
+                f"--shard_teachers needs every process to ask a teacher equally often; chunk= of {', '.join(parts)} "
+                "does not, where processes have different numbers of pictures. Drop one of the two"
             )
     if distill.shard_teachers and not training.deepspeed:
         raise ValueError("--shard_teachers spreads teachers over the processes of a DeepSpeed run; add --deepspeed")

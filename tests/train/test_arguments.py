@@ -73,7 +73,7 @@ def test_a_flag_without_effect_is_accepted_and_warned_about(name: str, minimal: 
 
 def test_the_start_of_experts_that_a_file_brings_has_no_effect(minimal: list[str], tmp_path: Path) -> None:
     (tmp_path / "mole.bin").touch()
-    flags = "--moe_encoder True --moe_init_b kaiming --pretrain_mole_encoder".split()
+    flags = ["--moe_encoder", "True", "--moe_init_b", "kaiming", "--pretrain_mole_encoder"]
     said = "--moe_init_b has no effect: --pretrain_mole_encoder brings the experts"
     assert said in parse_run([*minimal, *flags, str(tmp_path / "mole.bin")]).warnings
     assert said not in parse_run([*minimal, *flags[:-1]]).warnings
