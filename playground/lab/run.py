@@ -8,6 +8,7 @@ Everything happens in this process; what it found is written to DIR/runs/ARM-SEE
 import argparse
 import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -107,13 +108,16 @@ def data_flags(arm: Arm, shared: Shared, name: str) -> list[str]:
 
 
 def write_part_of_data(shared: Shared, share: float) -> None:
-    """The first scenes only, in files beside the whole ones."""
+    """The first scenes only, in files beside the whole ones. Other runs may be reading them, so they are never half
+    written."""
     for name in ("pretrain", "finetune"):
         records = json.loads((shared.folder / "data" / f"{name}.json").read_text())
         images = sorted({record["image"] for record in records})
         kept = set(images[: round(share * len(images))])
         target = shared.folder / "data" / f"{name}-{share}.json"
-        target.write_text(json.dumps([record for record in records if record["image"] in kept], indent=0))
+        partial = target.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps([record for record in records if record["image"] in kept], indent=0))
+        partial.replace(target)
 
 
 def stretched(stage: StageTraining, length: float, rates: tuple[float, float] = (1.0, 1.0)) -> StageTraining:

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ import pytest
 from playground.lab.__main__ import alone_in
 from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES, Arm
 from playground.lab.results import read_rows
-from playground.lab.run import Shared, stages
+from playground.lab.run import Shared, stages, write_part_of_data
 from playground.lab.world import build_recipe, open_lab, read_settings
 from playground.questions import KINDS
 from playground.recipe import RECIPES
@@ -150,3 +151,19 @@ def test_what_was_made_and_is_gone_is_made_again(tmp_path: Path) -> None:
 
 def test_digits_given_as_a_number_stay_text() -> None:
     assert build_recipe("lab", read_settings(["world.digits=1234"])).world.digits == "1234"
+
+
+def test_a_part_of_the_data_is_replaced_whole_under_a_run_that_reads_it(tmp_path: Path) -> None:
+    shared = Shared(tmp_path, RECIPES["lab"])
+    (tmp_path / "data").mkdir()
+    records = [{"image": f"{number}.png"} for number in range(8)]
+    for name in ("pretrain", "finetune"):
+        (tmp_path / "data" / f"{name}.json").write_text(json.dumps(records))
+    write_part_of_data(shared, 0.25)
+    part = tmp_path / "data" / "finetune-0.25.json"
+    with part.open() as read_by_another_run:
+        (tmp_path / "data" / "finetune.json").write_text(json.dumps(records[:4]))
+        write_part_of_data(shared, 0.25)
+        assert json.load(read_by_another_run) == records[:2]
+    assert json.loads(part.read_text()) == records[:1]
+    assert len(list(part.parent.iterdir())) == 4
