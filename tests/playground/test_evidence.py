@@ -109,7 +109,26 @@ def test_every_rung_of_the_ladder_has_its_step_and_verdict() -> None:
         assert f"| {ARMS[rung].title} | {cells} |" in PAGE
 
 
-@pytest.mark.parametrize("name", ["other", "seed1"])
+@pytest.mark.parametrize("label", ["-short", "", "-long", "-little"])
+def test_another_budget_has_its_row(label: str) -> None:
+    arms = f"baseline-early{label}", f"ours{label}"
+    found = difference(arms[1], arms[0])
+    scores = (f"{fmean(points(ROWS, arm, 'visual', 'heldout').values()):.1f}" for arm in arms)
+    kinds = (f"{difference(arms[1], arms[0], kind).mean:+z.1f}" for kind in ("texture", "digit", "size"))
+    p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
+    core = ", ".join(f"{core_seconds(ROWS, arm):.0f}" for arm in arms)
+    assert f"| {' | '.join((*scores, between(found), p, *kinds, core))} |" in PAGE
+
+
+def test_what_is_said_of_twice_the_steps_is_what_was_found() -> None:
+    behind = difference("ours", "baseline-early-long")
+    assert f"is {behind.mean:.1f} points below ours at the usual length" in TEXT
+    assert f"({between(behind)})" in TEXT
+    digits = sorted(points(ROWS, "ours-long", "digit", "heldout").values())
+    assert f"Digits then come to {digits[2]:.0f} or more in three seeds of five and to {digits[1]:.0f} at most" in TEXT
+
+
+@pytest.mark.parametrize("name", ["other", "seed1", "gap", "patches"])
 def test_another_world_has_its_rows(name: str) -> None:
     rows = read_rows(DOCS / "evidence" / f"{name}.jsonl")
     assert {row.world for row in rows}.isdisjoint({row.world for row in ROWS})
@@ -164,7 +183,8 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     assert f"{between(difference('ours-no-experts', 'baseline-early'))} for distillation without experts" in readme
     elsewhere = compare(read_rows(DOCS / "evidence" / "seed1.jsonl"), "ours", "baseline-early", "heldout")
     assert elsewhere is not None
-    assert f"another draw of the world, {between(elsewhere)}" in readme
+    assert f"in another draw of the world, {between(elsewhere)}" in readme
+    assert f"in twice the steps, {between(difference('ours-long', 'baseline-early-long'))}" in readme
     assert ours.p < 0.001
     assert "(p < 0.001)" in PAGE
     gap = difference("ceiling", "baseline-early")
