@@ -174,6 +174,7 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
         ("ours-no-experts", "baseline-early"),
         ("ours-no-experts", "early-time"),
         ("experts", "baseline-early"),
+        ("cosine", "ours"),
     )
     assert [pair for pair in pairs if between(difference(*pair)) not in TEXT] == []
     ours = difference("ours", "baseline-early")
