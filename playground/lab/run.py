@@ -8,7 +8,6 @@ Everything happens in this process; what it found is written to DIR/runs/ARM-SEE
 import argparse
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from llava.eval.questions import read_jsonl
+from llava.model.checkpoint_io import atomic
 from llava.model.multimodal_encoder import builder
 from llava.model.multimodal_encoder.move_kd import teachers as teachers_package
 from llava.model.multimodal_encoder.move_kd.teachers import build_teachers
@@ -115,9 +115,8 @@ def write_part_of_data(shared: Shared, share: float) -> None:
         images = sorted({record["image"] for record in records})
         kept = set(images[: round(share * len(images))])
         target = shared.folder / "data" / f"{name}-{share}.json"
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps([record for record in records if record["image"] in kept], indent=0))
-        partial.replace(target)
+        with atomic(target) as file:
+            file.write_text(json.dumps([record for record in records if record["image"] in kept], indent=0))
 
 
 def stretched(stage: StageTraining, length: float, rates: tuple[float, float] = (1.0, 1.0)) -> StageTraining:

@@ -15,11 +15,12 @@ allocator does.
 import argparse
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import isolated
 import torch
-from isolated import Isolated
 from sizes import KINDS, SIZES
 from timing import Usage, machine, median_ratio, others_load, table
 from variants import PARTS, Settings, cached_variant, our_variant, plain_variant, released_variant
@@ -33,12 +34,12 @@ VARIANTS = {
 Times = dict[str, list[Usage]]
 
 
-def compare(variants: list[Isolated], rounds: int, steps: int) -> Times:
+def compare(processes: dict[str, ProcessPoolExecutor], rounds: int, steps: int) -> Times:
     """What every round took, by the variant's name."""
-    times: Times = {variant.name: [] for variant in variants}
+    times: Times = {name: [] for name in processes}
     for _ in range(rounds):
-        for variant in variants:
-            times[variant.name].append(variant.epoch(steps))
+        for name, process in processes.items():
+            times[name].append(process.submit(isolated.epoch, steps).result())
     return times
 
 
@@ -97,9 +98,14 @@ def main() -> None:
         settings = Settings(
             sizes, args.teachers, args.stage, dtype, torch.device("cpu"), args.batch, args.workers, Path(folder)
         )
-        variants = [stack.enter_context(Isolated(VARIANTS[name], settings, args.threads)) for name in args.variants]
-        times = compare(variants, args.rounds, args.steps)
-        shares = {variant.name: variant.finish() for variant in variants}
+        own = [stack.enter_context(isolated.own_process()) for _ in args.variants]
+        built = [
+            process.submit(isolated.build, VARIANTS[name], settings, args.threads)
+            for name, process in zip(args.variants, own, strict=True)
+        ]
+        processes = {future.result(): process for future, process in zip(built, own, strict=True)}
+        times = compare(processes, args.rounds, args.steps)
+        shares = {name: process.submit(isolated.shares).result() for name, process in processes.items()}
     print(
         f"{machine(settings.device)}; {args.threads} threads, {args.workers} data workers, {args.dtype}, stage "
         f"{args.stage}, batch {args.batch}, {args.rounds} rounds of {args.steps} steps; load {others_load():.1f}; "
