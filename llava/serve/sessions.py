@@ -5,15 +5,20 @@ from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
+from gradio.route_utils import API_PREFIX
 from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava.remote import SERVING_LIMITS
 
 SHOWN_SIDE = 768  # pixels of a picture's longer side on a page
+UPLOAD_PATH = f"{API_PREFIX}/upload"
+UPLOAD_BYTES = 5 * SERVING_LIMITS.bytes  # of all files of a request; gradio itself limits only each of them
+REQUEST_BYTES = 2**20  # of any other request
 # Each page has its own button to clear, and shares nothing with other sites. In `head`, since gradio would confine
 # what is given as css to the inside of the page's margins.
 HEAD = """<style>
@@ -53,24 +58,27 @@ def copy_for_page(image: Image.Image) -> str:
 
 
 class LimitBodies:
-    """ASGI middleware for pages: requests other than uploads, which gradio limits itself, are small."""
+    """ASGI middleware for pages: requests are small, but for uploads."""
 
-    def __init__(self, app: ASGIApp, limit: int = 2**20) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].rstrip("/").endswith("/upload"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        is_upload = scope["path"] == UPLOAD_PATH
+        limit = UPLOAD_BYTES if is_upload else REQUEST_BYTES
         taken = 0
 
         async def counted() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.limit:
-                raise HTTPException(413, f"the request has more than {self.limit:,} bytes")
+            if taken > limit:
+                reason = f"the request exceeds the maximum allowed size of {limit:,} bytes"
+                # Gradio removes what it has written of an upload for its parser's own exception only.
+                raise MultiPartException(reason) if is_upload else HTTPException(413, reason)
             return message
 
         await self.app(scope, counted, send)
