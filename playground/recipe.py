@@ -11,6 +11,8 @@ from playground.llava_data import DataSize
 from playground.teachers import TeachersConfig, TeacherTraining
 from playground.world import WorldConfig
 
+CELL = 32  # pixels; of other cells the teachers' windows would see parts
+
 
 @dataclass(frozen=True)
 class StageTraining:
@@ -44,6 +46,18 @@ class Recipe:
     distill: Distillation = field(default_factory=Distillation)
     pretrain: StageTraining = field(default_factory=lambda: StageTraining(1000, 3e-3))
     finetune: StageTraining = field(default_factory=lambda: StageTraining(600, 1e-3))
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for pieces that do not fit each other."""
+        if self.world.cell != CELL:
+            raise ValueError(f"cells of {self.world.cell} pixels: the teachers' windows are made for {CELL}")
+        side, patch = self.clip.side, self.clip.patch
+        if side % patch or self.language.patches != side // patch:
+            raise ValueError(
+                f"a CLIP of {side} x {side} pixels in patches of {patch}, and a language model that learns to read "
+                f"{self.language.patches} x {self.language.patches} patches; clip.side must be clip.patch times "
+                "language.patches"
+            )
 
     def fingerprint(self, *parts: str) -> str:
         """Changes when one of the named parts does."""

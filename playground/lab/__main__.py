@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from playground.lab.arms import ARMS
 from playground.lab.report import LAYOUT, RESULTS, read_priors, write_priors, write_report
 from playground.lab.results import Row, append_row, parse_row, read_rows
-from playground.lab.run import Shared, portable, stages
+from playground.lab.run import Shared, digest_of_pieces, portable, stages
 from playground.lab.world import make_shared, open_lab, read_settings
 from playground.llava_data import QUESTION_SPLITS
 from playground.processes import ROOT, CommandFailed, python
@@ -44,9 +44,23 @@ class Job:
     def name(self) -> str:
         return f"{self.arm}-{self.seed}"
 
+    def row(self, out: Path) -> Path:
+        """What the run writes at its end."""
+        return out / "runs" / self.name / "row.json"
+
+
+def log_of(out: Path, job: Job) -> Path:
+    return out / "logs" / f"{job.name}.txt"
+
 
 def slots() -> int:
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def devices() -> list[str]:
+    """GPUs by the names that CUDA_VISIBLE_DEVICES has for them; none without one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (visible.split(",") if visible else list(map(str, range(64))))[: torch.cuda.device_count()]
 
 
 @contextmanager
@@ -60,12 +74,34 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def is_current(row: Row, shared: Shared, out: Path, world: str) -> bool:
-    """Whether the row is of this world and of the command lines that its arm has today."""
-    if row.world != world or row.arm not in ARMS:
-        return False
-    folder = out / "runs" / Job(row.arm, row.seed).name
-    return row.flags == portable(stages(ARMS[row.arm], shared, row.seed, folder), shared, folder)
+@dataclass(frozen=True)
+class Current:
+    """Tells rows of this world, of the pieces made for it, and of the command lines that their arms have today."""
+
+    shared: Shared
+    out: Path
+    world: str
+    pieces: str
+
+    def has(self, row: Row) -> bool:
+        if (row.world, row.versions.get("pieces")) != (self.world, self.pieces) or row.arm not in ARMS:
+            return False
+        folder = self.out / "runs" / Job(row.arm, row.seed).name
+        return row.flags == portable(stages(ARMS[row.arm], self.shared, row.seed, folder), self.shared, folder)
+
+    def rows(self) -> list[Row]:
+        return [row for row in read_rows(self.out / RESULTS) if self.has(row)]
+
+    def done(self, jobs: Iterable[Job]) -> set[Job]:
+        """Those with a row. Of a run that ended when no lab was there to take its row, it is taken now."""
+        found = {Job(row.arm, row.seed) for row in self.rows()}
+        for job in jobs:
+            if job not in found and job.row(self.out).exists():
+                row = parse_row(json.loads(job.row(self.out).read_text()))
+                if self.has(row):
+                    append_row(self.out / RESULTS, row)
+                    found.add(job)
+        return found
 
 
 class Queue:
@@ -76,14 +112,15 @@ class Queue:
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
             self.jobs.put(job)
-        self.failed: list[Job] = []
+        self.devices = devices()
+        self.failed: dict[Job, str] = {}
         self.bar = tqdm(total=len(jobs), desc="Runs")
         self.lock = threading.Lock()
         self.running: dict[int, subprocess.Popen[bytes]] = {}
         self.stopped = False
 
-    def run(self, workers: int) -> list[Job]:
-        """The jobs that failed. Ctrl-C stops what runs and leaves what is finished."""
+    def run(self, workers: int) -> dict[Job, str]:
+        """The jobs that failed, and why. Ctrl-C stops what runs and leaves what is finished."""
         threads = [threading.Thread(target=self._work, args=(place,)) for place in range(workers)]
         for thread in threads:
             thread.start()
@@ -107,31 +144,29 @@ class Queue:
                 job = self.jobs.get_nowait()
             except queue.Empty:
                 return
-            status = self._run(job, place)
-            with self.lock:
-                if status == 0:
-                    append_row(self.out / RESULTS, parse_row(json.loads(self._row(job).read_text())))
-                elif not self.stopped:
-                    self.failed.append(job)
-                self.bar.update()
+            try:
+                self._run(job, place)
+                with self.lock:
+                    append_row(self.out / RESULTS, parse_row(json.loads(job.row(self.out).read_text())))
+            except Exception as problem:  # of any kind: it is this run's, and the others go on
+                if not self.stopped:
+                    self.failed[job] = f"{type(problem).__name__}: {problem}"
+            self.bar.update()
 
-    def _row(self, job: Job) -> Path:
-        return self.out / "runs" / job.name / "row.json"
-
-    def _run(self, job: Job, place: int) -> int:
-        log = self.out / "logs" / f"{job.name}.txt"
+    def _run(self, job: Job, place: int) -> None:
+        log = log_of(self.out, job)
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._row(job).unlink(missing_ok=True)
+        job.row(self.out).unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
-        if torch.cuda.is_available():
-            environment["CUDA_VISIBLE_DEVICES"] = str(place)
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[place % len(self.devices)]
         flags = ("--out", str(self.out), "--arm", job.arm, "--seed", str(job.seed))
+        command = python("playground.lab.run", *flags)
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                python("playground.lab.run", *flags), stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
-            self.running[place] = process
-            return process.wait()
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        self.running[place] = process
+        if status := process.wait():
+            raise subprocess.CalledProcessError(status, command)
 
 
 def main() -> None:
@@ -151,8 +186,8 @@ def main() -> None:
     parser.add_argument(
         "--split",
         choices=QUESTION_SPLITS,
-        default="heldout",
-        help="questions of the report; every choice is made on validation",
+        default="validation",
+        help="questions of the report: choices are made on validation, heldout is for what was chosen",
     )
     parser.add_argument("--slots", type=int, default=slots(), help="runs at a time")
     options = parser.parse_args()
@@ -167,19 +202,18 @@ def main() -> None:
         shared, world = open_lab(out, options.recipe, read_settings(options.set))
         with alone_in(out):
             make_shared(out, options.slots)
-            rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
-            done = {Job(row.arm, row.seed) for row in rows}
+            current = Current(shared, out, world, digest_of_pieces(shared))
+            done = current.done(jobs)
             failed = Queue(out, [job for job in jobs if job not in done]).run(options.slots)
     except (ValueError, CommandFailed) as problem:
         sys.exit(str(problem))
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on with what is not finished")
-    rows = [row for row in read_rows(out / RESULTS) if is_current(row, shared, out, world)]
-    if rows:
+    if rows := current.rows():
         write_priors(out, shared.folder / "data")
         print(write_report(rows, out / "report", LAYOUT, read_priors(out, options.split), options.split))
     if failed:
-        logs = "\n".join(f"  {job.name}: {out}/logs/{job.name}.txt" for job in failed)
+        logs = "\n".join(f"  {job.name}: {problem}; see {log_of(out, job)}" for job, problem in failed.items())
         sys.exit(f"{len(failed)} runs failed; the same command runs them again:\n{logs}")
 
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -92,25 +93,28 @@ def accuracy_by_kind(
     _save(figure, target)
 
 
-def forest(
-    rows: Sequence[Row], names: Sequence[str], arms: Arms, reference: str, target: Path, split: str = "heldout"
-) -> None:
-    """Each arm's score above the reference's, paired by seed: mean, 95 % interval; a light dot below for each seed."""
-    found = {name: list(differences(rows, name, reference, VISUAL, split).values()) for name in names}
-    ordered = sorted((fmean(values), name) for name, values in found.items() if values and name != reference)
-    figure, axis = plt.subplots(figsize=(8, 1.3 + 0.42 * len(ordered)), layout="constrained")
-    for place, (mean, name) in enumerate(ordered):
+def forest(rows: Sequence[Row], names: Sequence[str], arms: Arms, target: Path, split: str = "heldout") -> None:
+    """Each arm's score above that of the arm it is compared with, paired by seed: mean, 95 % interval; a light dot
+    below for each seed. Arms with one reference stand together."""
+    found = {name: list(differences(rows, name, arms[name].against or name, VISUAL, split).values()) for name in names}
+    ordered = sorted(
+        (arms[name].against or "", fmean(values), name) for name, values in found.items() if values and any(values)
+    )
+    figure, axis = plt.subplots(figsize=(8, 1.0 + 0.52 * len(ordered)), layout="constrained")
+    for place, (_, mean, name) in enumerate(ordered):
         values = found[name]
         if len(values) > 1:
             axis.hlines(place, *t_interval(values), color=COLORS[0], linewidth=1.8)
         axis.plot(values, [place - 0.25] * len(values), "o", color=COLORS[5], markersize=4, markeredgewidth=0)
         axis.plot(mean, place, "D", color=COLORS[0], markersize=5.5)
     axis.axvline(0, color="#666", linewidth=1)
-    axis.set_yticks(range(len(ordered)), [textwrap.fill(arms[name].title, 44) for _, name in ordered])
+    axis.set_yticks(
+        range(len(ordered)), [f"{arms[name].title}\nto: {arms[against].title}" for against, _, name in ordered]
+    )
     axis.set_ylim(-0.6, len(ordered) - 0.4)
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, labelsize=8)
     axis.grid(axis="x", alpha=0.25)
-    axis.set_xlabel(f"visual score, points above {arms[reference].title!r}", loc="right")
+    axis.set_xlabel("visual score, points above the arm compared with", loc="right")
     _save(figure, target)
 
 
@@ -120,9 +124,20 @@ def learning_curves(rows: Sequence[Row], names: Sequence[str], arms: Arms, targe
 
 
 def residual_curves(rows: Sequence[Row], names: Sequence[str], arms: Arms, target: Path) -> None:
-    """Per teacher, what the student still misses of it in stage 2."""
+    """Per teacher, what the student still misses of it in stage 2: recipes differ in the scale of their targets, so
+    each run is drawn as a share of what it missed at first."""
     panels = {name: f"residual/{name}" for name in curve_ends(rows, names, "residual/")}
-    _bands(rows, names, arms, panels, "residual in stage 2", target)
+    relative = [
+        replace(row, curves={curve: shrunk(row, curve) for curve in panels.values() if curve in row.curves})
+        for row in rows
+    ]
+    _bands(relative, names, arms, panels, "residual in stage 2, of the first one", target)
+
+
+def shrunk(row: Row, curve: str) -> list[tuple[int, float]]:
+    """The curve of stage 2 divided by the first value that was logged, in stage 1 if it is there."""
+    first = row.curves.get(f"stage1/{curve}", row.curves[curve])[0][1]
+    return [(step, value / first) for step, value in row.curves[curve]]
 
 
 def expert_use(rows: Sequence[Row], names: Sequence[str], arms: Arms, target: Path) -> None:
@@ -145,7 +160,7 @@ def expert_use(rows: Sequence[Row], names: Sequence[str], arms: Arms, target: Pa
         axis.set_xticks(range(layers), [f"layer {layer + 1}" for layer in range(layers)])
         axis.set_ylim(0, 100)
         axis.grid(axis="y", alpha=0.25)
-        axis.set_title(arms[name].title, fontsize=11)
+        axis.set_title(textwrap.fill(arms[name].title, 24), fontsize=10)
     axes[0][0].set_ylabel("tokens of an expert, percent")
     _save(figure, target)
 

@@ -7,6 +7,7 @@ reads DIR/results.jsonl and DIR/priors.json, and writes DIR/report.
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from pathlib import Path
 from llava.eval.questions import read_jsonl
 from playground.evaluate import Prior
 from playground.lab import plots
-from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES
+from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, REFERENCES, TABLES
 from playground.lab.results import Row, read_rows
 from playground.lab.tables import SMALLEST_STEP, Arms, kinds_table, ladder_table, recovery_table, scores_table
 from playground.llava_data import QUESTION_SPLITS
 
+CODE = ("source", "pieces")  # digests among the versions of a row
 RESULTS, PRIORS = "results.jsonl", "priors.json"
 DRAWN = ("baseline-early", "experts", "truth", "release", "paper-early", "ours", "ceiling")
 
@@ -27,14 +29,15 @@ DRAWN = ("baseline-early", "experts", "truth", "release", "paper-early", "ours",
 class Layout:
     """Which arms are shown where. Arms without rows are left out and named.
 
-    tables: arm names by title. baseline, ceiling: the ends of the gap that arms recover; the baseline is also what
-    the forest plot compares with. ladder: rungs in order. paper_steps: the paper's own steps by rung, in points.
-    compared: the arms of the forest plot and of the gap recovered, with the baseline's budget and data. drawn: the arms
-    of the other plots, at most seven.
+    tables: arm names by title. references: by title, the arm that all others of a table are compared with, where it is
+    not the one that each arm names. baseline, ceiling: the ends of the gap that arms recover. ladder: rungs in
+    order. paper_steps: the paper's own steps by rung, in points. compared: the arms of the forest plot and of the gap
+    recovered, with the baseline's budget and data. drawn: the arms of the other plots, at most seven.
     """
 
     arms: Arms
     tables: Mapping[str, Sequence[str]]
+    references: Mapping[str, str]
     baseline: str
     ceiling: str
     ladder: Sequence[str]
@@ -43,7 +46,9 @@ class Layout:
     drawn: Sequence[str]
 
 
-LAYOUT = Layout(ARMS, TABLES, "baseline-early", "ceiling", LADDER_RUNGS, LADDER_STEPS, TABLES["Does it help"], DRAWN)
+LAYOUT = Layout(
+    ARMS, TABLES, REFERENCES, "baseline-early", "ceiling", LADDER_RUNGS, LADDER_STEPS, TABLES["Does it help"], DRAWN
+)
 
 
 def write_priors(folder: Path, data: Path) -> None:
@@ -90,7 +95,7 @@ def _sections(rows: Sequence[Row], run: set[str], layout: Layout, priors: Mappin
     sections = [_preface(rows, split)]
     for title, names in layout.tables.items():
         if len(run & set(names)) > 1:
-            sections += [f"## {title}", scores_table(rows, names, arms, split)]
+            sections += [f"## {title}", scores_table(rows, names, arms, split, layout.references.get(title))]
     sections += ["## By kind of question", kinds_table(rows, shown, arms, priors, split)]
     if {layout.baseline, layout.ceiling} <= run:
         gap = recovery_table(rows, layout.compared, arms, layout.baseline, layout.ceiling, split)
@@ -103,11 +108,11 @@ def _sections(rows: Sequence[Row], run: set[str], layout: Layout, priors: Mappin
 
 def _preface(rows: Sequence[Row], split: str) -> str:
     """How to read the tables, and what made their rows."""
-    versions: dict[str, set[str]] = {}
-    for row in rows:
-        for name, version in row.versions.items():
-            versions.setdefault(name, set()).add(version)
-    made = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items()))
+    libraries = [name for name in rows[0].versions if name not in CODE]
+    made = [f"{name} {' and '.join(sorted({row.versions[name] for row in rows}))}" for name in sorted(libraries)]
+    for name in CODE:
+        digests = Counter(row.versions.get(name, "not recorded") for row in rows)
+        made.append(f"{name} " + " and ".join(f"{digest} ({count} runs)" for digest, count in sorted(digests.items())))
     return (
         f"# {len(rows)} runs in world {rows[0].world}, {split} questions\n\n"
         "Percent of right answers. Brackets: 95 % intervals, Student's t over seeds. A difference is to the arm under "
@@ -117,7 +122,8 @@ def _preface(rows: Sequence[Row], split: str) -> str:
         "Core s: processor seconds of the training process in both stages, median over seeds. The claims of the ladder "
         "are judged by intervals that hold for all rungs at once (Bonferroni, 95 %): confirmed, refuted (on the other "
         f"side of 0, or short of {SMALLEST_STEP} points), or undecided.\n\n"
-        f"Versions: {made}."
+        f"Versions: {', '.join(made)}. `source` is a digest of the code, `pieces` of the weights and data that all "
+        "runs share."
     )
 
 
@@ -129,8 +135,8 @@ def _draw(
     drawn = [name for name in layout.drawn if name in run]
     if drawn:
         plots.accuracy_by_kind(rows, drawn, arms, priors, folder / "accuracy_by_kind.png", split)
-    if layout.baseline in run and run & {*layout.compared} - {layout.baseline}:
-        plots.forest(rows, layout.compared, arms, layout.baseline, folder / "differences.png", split)
+    if any(arms[name].against in run for name in run & {*layout.compared}):
+        plots.forest(rows, layout.compared, arms, folder / "differences.png", split)
     for prefix, draw, name in (
         ("lm", plots.learning_curves, "learning_curves.png"),
         ("residual/", plots.residual_curves, "residuals.png"),

@@ -42,7 +42,7 @@ PARTS = {
     "frozen": "mm_mlp_adapter,mm_language_model",
     "teachers": "mm_mlp_adapter,mm_language_model",
 }
-NO_CURVES = ("learning_rate", "epoch", "grad_norm", "step", "loss", "images_per_second", "teacher_share")
+NO_CURVES = ("learning_rate", "epoch", "step", "loss", "images_per_second", "teacher_share")
 LOGGING_STEPS = 50
 MADE = "{out}"  # stands for the lab's folder in the flags of a row
 
@@ -155,7 +155,8 @@ def run_arm(arm: Arm, shared: Shared, seed: int, folder: Path, world: str) -> Ro
     curves |= read_curves(folder / "stage2")
     for stage in commands:
         shutil.rmtree(folder / stage)
-    return Row(arm.name, seed, world, portable(commands, shared, folder), versions(), seconds, right, curves)
+    made_of = {**versions(), "pieces": digest_of_pieces(shared)}
+    return Row(arm.name, seed, world, portable(commands, shared, folder), made_of, seconds, right, curves)
 
 
 def judge(model: Path, data: Path) -> dict[str, dict[str, str]]:
@@ -205,6 +206,21 @@ def digest_of_source() -> str:
     return digest.hexdigest()[:12]
 
 
+def digest_of_pieces(shared: Shared) -> str:
+    """Of the weights and data that all runs share: rows of one digest can be compared, whatever code made them."""
+    digest = hashlib.sha256()
+    data = [shared.folder / "data" / name for name in ("pretrain.json", "finetune.json", "heldout.jsonl")]
+    weights = [
+        path
+        for piece in ("language", "clip", "teachers")
+        for path in (shared.folder / piece).rglob("*")
+        if path.suffix in (".safetensors", ".pt", ".pth", ".bin")
+    ]
+    for path in sorted([*data, *weights]):
+        digest.update(str(path.relative_to(shared.folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def main() -> None:
     from playground.lab.world import load_shared
 
@@ -217,9 +233,8 @@ def main() -> None:
     shared, world = load_shared(options.out)
     folder = options.out / "runs" / f"{options.arm}-{options.seed}"
     row = run_arm(ARMS[options.arm], shared, options.seed, folder, world)
-    temporary = folder / "row.writing"
-    temporary.write_text(json.dumps(asdict(row)))
-    temporary.rename(folder / "row.json")
+    with atomic(folder / "row.json") as file:
+        file.write_text(json.dumps(asdict(row)))
 
 
 if __name__ == "__main__":

@@ -57,17 +57,20 @@ def compare(rows: Sequence[Row], arm: str, against: str, split: str, measure: st
 # -- the tables
 
 
-def scores_table(rows: Sequence[Row], names: Sequence[str], arms: Arms, split: str = "heldout") -> str:
-    """Each arm's scores and how far it is above the arm it is compared with; p also after Holm over the comparisons
-    of this table."""
+def scores_table(
+    rows: Sequence[Row], names: Sequence[str], arms: Arms, split: str = "heldout", reference: str | None = None
+) -> str:
+    """Each arm's scores and how far it is above the arm it is compared with, or all above `reference`; p also after
+    Holm over the comparisons of this table."""
     run = _with_rows(rows, names)
-    found = [_compare_as_declared(rows, name, arms, split) for name in run]
+    compared = {name: reference or arms[name].against for name in run} | ({reference: None} if reference in run else {})
+    found = [None if (other := compared[name]) is None else compare(rows, name, other, split) for name in run]
     held = holm([math.nan if one is None else one.p for one in found])
     body = []
     for name, one, adjusted in zip(run, found, held, strict=True):
         visual = list(points(rows, name, VISUAL, split).values())
         kinds = [f"{fmean(points(rows, name, kind, split).values()):.1f}" for kind in (*VISUAL_KINDS, ALL)]
-        against = arms[name].against
+        against = compared[name]
         body.append(
             [
                 arms[name].title,
@@ -152,11 +155,6 @@ def core_seconds(rows: Sequence[Row], arm: str) -> float:
 
 
 # -- cells
-
-
-def _compare_as_declared(rows: Sequence[Row], name: str, arms: Arms, split: str) -> Comparison | None:
-    against = arms[name].against
-    return None if against is None else compare(rows, name, against, split)
 
 
 def _comparison_cells(found: Comparison | None, adjusted: float, is_compared: bool) -> tuple[str, str, str, str]:

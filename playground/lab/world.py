@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from llava.model.checkpoint_io import atomic
 from playground.features import write_cache
 from playground.lab.arms import TEACHERS
 from playground.lab.plugins.truth import write_labels
@@ -46,19 +47,44 @@ def read_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     for text in texts:
         name, _, value = text.partition("=")
         part, _, item = name.partition(".")
-        known = asdict(getattr(RECIPES["lab"], part)) if part in DECISIVE else {}
+        known = settable(part)
         if item not in known:
-            there = f"{part} has {sorted(known)}" if known else f"the parts are {', '.join(DECISIVE)}"
+            there = f"{part} has {sorted(known)}" if known else f"the parts are {', '.join(filter(settable, DECISIVE))}"
             raise ValueError(f"--set {text}: expected PART.ITEM=VALUE, as in world.texture_period=8; {there}")
-        settings.setdefault(part, {})[item] = value if isinstance(known[item], str) else read_number(text, value)
+        settings.setdefault(part, {})[item] = read_value(text, item, value, known[item])
     return settings
 
 
-def read_number(setting: str, value: str) -> Any:
+def settable(part: str) -> dict[str, Any]:
+    """Items of a part of the recipe, and what they are."""
+    items = asdict(getattr(RECIPES["lab"], part)) if part in DECISIVE else {}
+    # The rate of the tower in stage 1 is the same for all arms that train it, and no item.
+    return {k: v for k, v in items.items() if not isinstance(v, dict) and (part, k) != ("pretrain", "tower_rate")}
+
+
+def read_value(setting: str, item: str, text: str, present: Any) -> Any:
+    """Of the kind of the item's present value: text, a whole number, a number, or a list of numbers."""
+    if isinstance(present, str):
+        return text
     try:
-        return json.loads(value)
+        value = json.loads(text)
     except ValueError:
-        raise ValueError(f"--set {setting}: {value!r} is no number and no list of numbers in brackets") from None
+        value = None
+    if isinstance(present, tuple):
+        is_fit = isinstance(value, list) and len(value) == len(present) and all(map(is_number, value))
+        wanted = f"{len(present)} numbers in brackets"
+    elif isinstance(present, float):
+        is_fit, wanted = is_number(value), "a number that is not negative"
+    else:
+        least = 0 if item == "seed" else 1
+        is_fit, wanted = type(value) is int and value >= least, f"a whole number, at least {least}"
+    if not is_fit:
+        raise ValueError(f"--set {setting}: {text!r} is not {wanted}")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value >= 0
 
 
 def build_recipe(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -73,8 +99,9 @@ def open_lab(out: Path, recipe: str, settings: Mapping[str, Mapping[str, Any]]) 
     if path.exists() and json.loads(path.read_text()) != wanted:
         raise ValueError(f"{out} is a lab of {path.read_text()}, not of {json.dumps(wanted)}; choose another --out")
     build_recipe(recipe, settings)  # before anything is written: the folder would remember what cannot be
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted))
+    if not path.exists():
+        with atomic(path) as file:
+            file.write_text(json.dumps(wanted))
     return load_shared(out)
 
 

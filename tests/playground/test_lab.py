@@ -2,19 +2,22 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from playground.lab.__main__ import alone_in
+from playground.lab import __main__ as program
+from playground.lab.__main__ import Current, Job, Queue, alone_in
 from playground.lab.arms import ARMS, LADDER_RUNGS, LADDER_STEPS, TABLES, Arm
-from playground.lab.results import read_rows
-from playground.lab.run import Shared, stages, write_part_of_data
+from playground.lab.results import Row, read_rows
+from playground.lab.run import Shared, portable, stages, write_part_of_data
 from playground.lab.world import build_recipe, open_lab, read_settings
 from playground.questions import KINDS
 from playground.recipe import RECIPES
 from playground.steps import Stamps
 
+EMPTY = Row("ours", 1, "world", {}, {}, {}, {}, {})
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ("baseline", "release", "ours", "truth", "ceiling")
 
@@ -88,6 +91,8 @@ def differing(first: str, second: str) -> set[str]:
         ("weight-16", {"kd_w"}),
         ("cosine", {"kd_objectives"}),
         ("own-experts", {"kd_experts"}),
+        ("only-convnext", {"encoder_teachers", "teacher_cache", "kd_recipe", "moe_encoder", "tune_encoder"}
+         | {"moe_encoder_num_experts", "moe_encoder_lora_rank"}),
         ("ladder-adapters", {"kd_heads"}),
         ("ladder-tokens", {"kd_token_weights"}),
         ("paper", {"kd_teacher_weights"}),
@@ -97,7 +102,7 @@ def differing(first: str, second: str) -> set[str]:
     ],
 )  # fmt: skip
 def test_an_arm_differs_from_its_reference_in_what_it_says_only(arm: str, flags: set[str]) -> None:
-    against = {"paper": "ladder-tokens"}.get(arm, ARMS[arm].against)
+    against = {"paper": "ladder-tokens", "ours-no-experts": "ours"}.get(arm, ARMS[arm].against)
     assert against is not None
     assert differing(arm, against) == flags
 
@@ -110,15 +115,33 @@ def test_every_arm_is_in_a_table_and_compared_with_an_arm_that_exists() -> None:
 
 
 def test_settings_change_the_world_and_its_fingerprint(tmp_path: Path) -> None:
-    settings = read_settings(["world.texture_period=8", "world.digits=0123", "clip.side=96"])
+    settings = read_settings(["world.texture_period=8", "world.digits=0123", "clip.side=96", "language.patches=12"])
     recipe = build_recipe("lab", settings)
     assert (recipe.world.texture_period, recipe.clip.side) == (8, 96)
     assert recipe.world.noise == RECIPES["lab"].world.noise
     _, one = open_lab(tmp_path / "a", "lab", settings)
     _, other = open_lab(tmp_path / "b", "lab", {})
     assert one != other
-    with pytest.raises(ValueError, match="texture_perriod"):
-        read_settings(["world.texture_perriod=8"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("world.texture_perriod=8", "world has .*'texture_period'"),
+        ("teachers.convnext=300", "the parts are world, data, language, clip, pretrain, finetune"),
+        ("pretrain.tower_rate=1", "pretrain has"),
+        ("clip.steps=many", "a whole number, at least 1"),
+        ("pretrain.steps=1.5", "a whole number, at least 1"),
+        ("data.heldout=0", "a whole number, at least 1"),
+        ("world.noise=-1", "a number that is not negative"),
+        ("world.background=3", "2 numbers in brackets"),
+        ("world.cell=40", "the teachers' windows are made for 32"),
+        ("clip.side=64", "learns to read 6 x 6 patches"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(setting: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        build_recipe("lab", read_settings([setting]))
 
 
 def test_a_setting_that_is_refused_leaves_the_folder_to_the_next_one(tmp_path: Path) -> None:
@@ -167,3 +190,32 @@ def test_a_part_of_the_data_is_replaced_whole_under_a_run_that_reads_it(tmp_path
         assert json.load(read_by_another_run) == records[:2]
     assert json.loads(part.read_text()) == records[:1]
     assert len(list(part.parent.iterdir())) == 4
+
+
+def test_the_row_of_a_run_that_no_lab_was_there_to_take_is_taken_once(tmp_path: Path) -> None:
+    current = Current(Shared(tmp_path / "shared", RECIPES["lab"]), tmp_path, "world", "pieces")
+    folder = tmp_path / "runs" / "ours-0"
+    flags = portable(stages(ARMS["ours"], current.shared, 0, folder), current.shared, folder)
+    row = Row("ours", 0, "world", flags, {"pieces": "pieces"}, {}, {}, {})
+    folder.mkdir(parents=True)
+    (folder / "row.json").write_text(json.dumps(asdict(row)))
+    jobs = [Job("ours", 0), Job("ours", 1)]
+    assert current.done(jobs) == current.done(jobs) == {Job("ours", 0)}
+    assert current.rows() == [row]
+    for other in (replace(current, world="other"), replace(current, pieces="other")):
+        assert other.done(jobs) == set()
+
+
+def test_a_run_that_ends_without_a_row_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = f"open(r'{tmp_path}/runs/ours-1/row.json', 'w').write({json.dumps(json.dumps(asdict(EMPTY)))})"
+    commands = {"0": "pass", "1": write, "2": "raise SystemExit(3)"}
+    monkeypatch.setattr(program, "python", lambda *flags: [sys.executable, "-c", commands[flags[-1]]])
+    (tmp_path / "runs" / "ours-1").mkdir(parents=True)
+    failed = Queue(tmp_path, [Job("ours", seed) for seed in range(3)]).run(1)
+    assert {job.seed: problem.split(":")[0] for job, problem in failed.items()} == {
+        0: "FileNotFoundError",
+        2: "CalledProcessError",
+    }
+    assert read_rows(tmp_path / "results.jsonl") == [EMPTY]

@@ -60,6 +60,15 @@ def test_p_is_adjusted_over_the_comparisons_of_the_table() -> None:
     }
 
 
+def test_a_table_can_compare_all_arms_with_one() -> None:
+    """Then that one has no comparison of its own, and the others are adjusted for one comparison less."""
+    rows = runs(plain=(50, 50, 50), ours=(59, 60, 61), release=(52, 54, 56))
+    lines = cells(scores_table(rows, ("plain", "release", "ours"), ARMS, reference="ours"))
+    assert [lines[title]["against"] for title in ("ours", "LLaVA", "as released")] == ["–", "ours", "ours"]
+    assert lines["LLaVA"]["difference"].startswith("-10.0 [")
+    assert lines["LLaVA"]["p (Holm)"] == f"{2 * p_of(10, 1):.3f}"
+
+
 def test_one_seed_shows_neither_interval_nor_p() -> None:
     rows = runs(plain=(50, 52, 54), release=(58,))
     line = cells(scores_table(rows, ("plain", "release"), ARMS))["as released"]
