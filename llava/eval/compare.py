@@ -217,12 +217,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]PATH", help="a file of scores, or a folder of them")
     parser.add_argument("--labels", default=None, help="JSONL {question_id, answer}, to score plain answer files")
-    parser.add_argument("--metric", default=None, help="which metric of lmms-eval's sample logs")
+    parser.add_argument(
+        "--metric", action="append", default=[], help="which to take from lmms-eval's logs with several; may be repeated"
+    )
     parser.add_argument("--common", action="store_true", help="compare only questions that all runs answer")
     parser.add_argument("--markdown", default=None, help="write the tables there")
     parser.add_argument("--figure", default=None, help="draw them there, .png or .svg")
     args = parser.parse_args(argv)
-    reading = Reading(args.metric, read_labels(args.labels) if args.labels else None)
+    reading = Reading(tuple(args.metric), read_labels(args.labels) if args.labels else None)
     columns = build_columns([read_run(argument, reading) for argument in args.runs], args.common)
     text = report(columns)
     print(text, end="")

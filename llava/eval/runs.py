@@ -4,6 +4,7 @@ Reads the score files of our scorers, lmms-eval's sample logs, and plain answer 
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from llava.eval.scores import Score
 
 SEED = re.compile(r"^(.+?)(?:[-_.]?seed[-_]?|[-_.]s)(\d+)$")
 SAMPLES = re.compile(r"_samples_(.+)$")
-# Keys of lmms-eval's sample logs that are numbers and no metric.
-NO_METRIC = {"doc_id", "schema_version", "input_tokens", "output_tokens"}
+# Keys of lmms-eval's sample logs that are or hold numbers and no metric.
+NO_METRIC = {"doc", "doc_id", "schema_version", "input_tokens", "output_tokens"}
 PICTURE_KEYS = ("image_id", "imageId", "image", "image_source", "image_name")
 
 Scores = Mapping[str, Score]
@@ -34,13 +35,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files become scores. metric: key of lmms-eval's sample logs. labels: answers by question id."""
+    """How files become scores. metrics: which to take from lmms-eval's logs with several. labels: by question id."""
 
-    metric: str | None = None
+    metrics: Sequence[str] = ()
     labels: Mapping[str, Any] | None = None
 
 
 NO_OPTIONS = Reading()
+
+
+class Unscored(ValueError):
+    """A log of lmms-eval that tells of no question whether its answer is right."""
 
 
 def read_labels(path: str | Path) -> dict[str, Any]:
@@ -66,25 +71,36 @@ def _picture(row: Mapping[str, Any]) -> str | None:
     return next((str(row[key]) for key in PICTURE_KEYS if isinstance(row.get(key), str | int)), None)
 
 
-def _metric_of(row: Mapping[str, Any], reading: Reading, path: Path) -> str:
-    numbers = [
-        key
-        for key, value in row.items()
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Of a line of lmms-eval's logs: plain numbers, and dicts that hold theirs as `score`."""
+    values = {key: value.get("score") if isinstance(value, dict) else value for key, value in row.items()}
+    return {
+        key: float(value)
+        for key, value in values.items()
         if isinstance(value, int | float) and key not in NO_METRIC and not key.endswith("_tokens")
+    }
+
+
+def _logged_scores(rows: Sequence[Mapping[str, Any]], reading: Reading, path: Path) -> list[Score]:
+    """Of one of lmms-eval's logs. Lines without the metric, such as those of MME's other half, are left out."""
+    values = [_metrics(row) for row in rows]
+    names = sorted({name for found in values for name in found})
+    # lmms-eval writes 0 for answers that only a server can score.
+    if not names or ("submission" in rows[0] and path.stem.endswith("_test")):
+        raise Unscored(f"{path} has no scores of single questions: its answers are for a server or a judge")
+    metric = next((name for name in reading.metrics if name in names), names[0])
+    if metric not in reading.metrics and len(names) > 1:
+        raise ValueError(f"{path} has the metrics {', '.join(names)}; name one of them with --metric")
+    return [
+        Score(str(row["doc_id"]), found[metric], _picture(row.get("doc") or {}))
+        for row, found in zip(rows, values, strict=True)
+        if metric in found
     ]
-    if reading.metric in numbers:
-        return str(reading.metric)
-    if reading.metric is None and len(numbers) == 1:
-        return numbers[0]
-    raise ValueError(f"{path} has the metrics {', '.join(numbers) or 'none'}; name one of them with --metric")
 
 
 def _score(row: dict[str, Any], reading: Reading, path: Path) -> Score:
     if "score" in row and "question_id" in row:
         return Score(str(row["question_id"]), float(row["score"]), row.get("cluster"))
-    if "doc_id" in row:
-        document = row["doc"] if isinstance(row.get("doc"), dict) else {}
-        return Score(str(row["doc_id"]), float(row[_metric_of(row, reading, path)]), _picture(document))
     require_keys(row, ("question_id", "text"), str(path))
     if reading.labels is None:
         raise ValueError(f"{path} holds answers without scores; give --labels, or a scorer's --scores-file instead")
@@ -97,9 +113,11 @@ def _score(row: dict[str, Any], reading: Reading, path: Path) -> Score:
 
 def read_scores(path: Path, reading: Reading) -> dict[str, Score]:
     """Raises ValueError for a question that occurs twice, or a file that holds no scores."""
+    rows = read_jsonl(path)
+    is_log = bool(rows) and "doc_id" in rows[0]
+    found = _logged_scores(rows, reading, path) if is_log else [_score(row, reading, path) for row in rows]
     scores: dict[str, Score] = {}
-    for row in read_jsonl(path):
-        score = _score(row, reading, path)
+    for score in found:
         if score.question_id in scores:
             raise ValueError(f"{path}: question {score.question_id} occurs twice")
         scores[score.question_id] = score
@@ -122,24 +140,29 @@ def name_and_seed(path: Path) -> tuple[str, int]:
 
 
 def read_folder(folder: Path, reading: Reading) -> dict[str, Scores]:
-    """Every .jsonl below a folder, named by its task or its own name."""
+    """Every .jsonl below a folder, named by its task or its own name; logs without scores are named and left out."""
     benchmarks: dict[str, Scores] = {}
     for file in sorted(folder.rglob("*.jsonl")):
         benchmark = benchmark_of(file) or file.stem
         if benchmark in benchmarks:
             raise ValueError(f"{folder} holds {benchmark} twice, the second in {file}; name a folder with one run")
-        benchmarks[benchmark] = read_scores(file, reading)
+        try:
+            benchmarks[benchmark] = read_scores(file, reading)
+        except Unscored as error:
+            print(f"left out: {error}", file=sys.stderr)
     if not benchmarks:
         raise ValueError(f"{folder} holds no .jsonl files of scores")
     return benchmarks
 
 
 def read_run(argument: str, reading: Reading = NO_OPTIONS) -> Run:
-    """argument: PATH or NAME=PATH, a file or a folder of files, one for each benchmark."""
-    given, _, location = argument.rpartition("=")
-    path = Path(location).expanduser()
+    """argument: PATH or NAME=PATH, a file or a folder of files, one for each benchmark; PATH may have a `=` too."""
+    given, path = "", Path(argument).expanduser()
+    if not path.exists() and "=" in argument:
+        given, _, location = argument.partition("=")
+        path = Path(location).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{argument} does not exist")
     name, seed = name_and_seed(path)
     if path.is_dir():
         return Run(given or name, seed, path, read_folder(path, reading))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava.eval.compare import build_columns, cell, difference, main, report
 from llava.eval.runs import Reading, read_labels, read_run
-from tests.eval.conftest import read_rows, write_jsonl
+from tests.eval.conftest import Row, read_rows, write_jsonl
 
 
 def scores(path: Path, values: str, clusters: str = "") -> Path:
@@ -31,6 +31,11 @@ def test_names_and_seeds_come_from_paths_or_arguments(tmp_path: Path) -> None:
     assert list(read_run(str(plain)).benchmarks) == ["accuracy"]
     assert read_run(str(scores(tmp_path / "claves2.jsonl", "10"))).name == "claves2"
     assert read_run(str(scores(tmp_path / "run_s2.jsonl", "10"))).seed == 2
+    swept = scores(tmp_path / "lr=1e-4" / "a.jsonl", "10")
+    assert [(run.name, run.path) for run in (read_run(str(swept)), read_run(f"x={swept}"))] == [
+        ("a", swept),
+        ("x", swept),
+    ]
 
 
 def test_a_folder_holds_one_file_for_each_benchmark(tmp_path: Path) -> None:
@@ -50,7 +55,42 @@ def test_lmms_evals_logs_are_read_by_their_metric(tmp_path: Path) -> None:
     write_jsonl(path, [{**rows[0], "f1": 0.5}])
     with pytest.raises(ValueError, match="has the metrics exact_match, f1; name one of them with --metric"):
         read_run(str(path))
-    assert read_run(str(path), Reading(metric="f1")).benchmarks["gqa"]["0"].value == 0.5
+    assert read_run(str(path), Reading(metrics=["f1"])).benchmarks["gqa"]["0"].value == 0.5
+
+
+def logged(path: Path, *metrics: Row) -> Path:
+    """A sample log as lmms-eval 0.7.3 writes it."""
+    common = {"target": "yes", "filtered_resps": "Yes", "token_counts": [None], "doc_hash": "74", "input": "Is it?"}
+    return write_jsonl(path, [{"doc_id": index, **common, **row} for index, row in enumerate(metrics)])
+
+
+def test_metrics_that_are_dicts_are_read_by_their_score(tmp_path: Path) -> None:
+    judged = {"question_id": "7", "score": 1.0, "prediction": "yes", "ground_truth": "yes"}
+    logged(tmp_path / "x_samples_pope_adv.jsonl", {"pope_accuracy": judged, "pope_f1_score": judged})
+    halves = [{"mme_cognition_score": {**judged, "score": 0.0}}, {"mme_perception_score": judged}]
+    logged(tmp_path / "x_samples_mme.jsonl", *halves)
+    with pytest.raises(ValueError, match="has the metrics mme_cognition_score, mme_perception_score; name one"):
+        read_run(str(tmp_path))
+    run = read_run(str(tmp_path), Reading(metrics=["mme_perception_score", "pope_accuracy"]))
+    assert run.benchmarks == {"pope_adv": {"0": ("0", 1.0, None)}, "mme": {"1": ("1", 1.0, None)}}
+
+
+def test_logs_that_only_a_server_or_a_judge_scores_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {"submission": {"question_id": 1, "answer": "cat"}}
+    alone = logged(tmp_path / "x_samples_vqav2_test.jsonl", answer)
+    logged(tmp_path / "x_samples_vizwiz_vqa_test.jsonl", {"exact_match": 0, **answer})
+    logged(tmp_path / "x_samples_mmbench_en_dev.jsonl", {"gpt_eval_score": {"index": 1, "answer": "A"}})
+    logged(tmp_path / "x_samples_textvqa_val.jsonl", {"exact_match": 0.6, **answer})
+    run = read_run(str(tmp_path))
+    assert {name: scores["0"].value for name, scores in run.benchmarks.items()} == {"textvqa_val": 0.6}
+    said = capsys.readouterr().err
+    assert [line.split("_samples_")[1].split(".jsonl")[0] for line in said.splitlines()] == [
+        "mmbench_en_dev", "vizwiz_vqa_test", "vqav2_test",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="its answers are for a server or a judge"):
+        read_run(str(alone))
 
 
 def test_plain_answers_are_scored_by_labels(tmp_path: Path) -> None:
