@@ -1,6 +1,6 @@
 """The modules that make a language model see, as the inner model owns them: tower, projector, newline, resampler."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ RECORDED = {
     "s2": "s2",
     "s2_scales": "s2_scales",
 }
+# What decides which modules are built, and what a config without the key means.
+BUILT_BY = {"mm_projector_type": "linear", "mm_patch_merge_type": "flat", "s2": False}
 
 # A mixin over any language model; checkers see what all of them are.
 if TYPE_CHECKING:
@@ -97,17 +99,33 @@ class LlavaMetaModel(InnerModel):
 
         Writes what it used to the config. Experts are built if `config.moe` says so by then. The tower is loaded and
         frozen; projector and newline learn. `pretrain_mm_mlp_adapter` of the arguments fills the projector.
-        Raises ValueError for arguments that contradict a tower that is there already.
+        Raises ValueError for arguments that contradict modules that are there already.
         """
         if fsdp:
             raise ValueError("FSDP is not supported; train with DeepSpeed ZeRO-2 or ZeRO-3 (--deepspeed)")
-        for name, key in RECORDED.items():
-            if (value := getattr(model_args, name, None)) is not None:
-                setattr(self.config, key, value)
+        given = {key: getattr(model_args, name, None) for name, key in RECORDED.items()}
+        asked = {key: value for key, value in given.items() if value is not None}
+        if self.mm_projector is not None:
+            self._refuse_others(asked)
+        self.config.update(asked)
         self._ensure_tower()
         self._ensure_projector()
         if path := getattr(model_args, "pretrain_mm_mlp_adapter", None):
             self.load_projector(path)
+
+    def _refuse_others(self, asked: Mapping[str, Any]) -> None:
+        """Raises ValueError for arguments by which the modules that are kept could not be built again. A newline may
+        be added, but not taken away."""
+        own = {key: getattr(self.config, key, None) or absent for key, absent in BUILT_BY.items()}
+        changed = {key for key, value in own.items() if asked.get(key, value) != value}
+        if self.image_newline is None or "unpad" in asked.get("mm_patch_merge_type", "unpad"):
+            changed.discard("mm_patch_merge_type")
+        if changed:
+            key = min(changed)
+            raise ValueError(
+                f"the checkpoint's modules were built with {key} {own[key]}, but the arguments ask for {asked[key]} "
+                f"(which may be the default); pass --{key} {own[key]}"
+            )
 
     def _ensure_tower(self) -> None:
         if self.vision_tower is None:

@@ -13,9 +13,11 @@ from transformers import AutoConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, MoVELlavaLlamaConfig, MoVELlavaLlamaForCausalLM
+from llava.model.checkpoint import load_student, save_student
 from llava.model.checkpoint_io import CheckpointError
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.multimodal_resampler.builder import build_vision_resampler
+from llava.train.model_arguments import ModelArguments
 from tests.tiny import (
     HIDDEN_SIZE,
     LANGUAGE_SETTINGS,
@@ -206,6 +208,35 @@ def test_initialize_vision_modules_refuses_another_layer_than_the_checkpoint_has
         )
     with pytest.raises(ValueError, match="FSDP is not supported"):
         model.get_model().initialize_vision_modules(arguments(Path(model.config.mm_vision_tower)), fsdp=["full_shard"])
+
+
+@pytest.mark.parametrize(
+    ("own", "said", "message"),
+    [
+        ({}, {}, "--mm_projector_type mlp2x_gelu"),
+        (
+            {"mm_patch_merge_type": "spatial_unpad"},
+            {"mm_projector_type": "mlp2x_gelu"},
+            "--mm_patch_merge_type spatial_unpad",
+        ),
+        ({"s2": True, "s2_scales": "28,56", "mm_projector_type": "linear", "mm_hidden_size": 64}, {}, "--s2 True"),
+    ],
+)
+def test_continuing_with_default_flags_names_the_flag_to_repeat(
+    tmp_path: Path, own: dict[str, Any], said: dict[str, Any], message: str
+) -> None:
+    model = tiny_llava(tmp_path, **own)
+    flags = ModelArguments(vision_tower=model.config.mm_vision_tower, mm_vision_select_layer=-2, **said)
+    with pytest.raises(ValueError, match=message):
+        model.get_model().initialize_vision_modules(flags)
+
+
+def test_a_checkpoint_without_a_newline_may_get_one(tmp_path: Path) -> None:
+    model = tiny_llava(tmp_path)
+    asked = arguments(Path(model.config.mm_vision_tower), mm_patch_merge_type="spatial_unpad")
+    model.get_model().initialize_vision_modules(asked)
+    save_student(model, tmp_path / "saved")
+    assert load_student(None, tmp_path / "saved").get_model().image_newline is not None
 
 
 def projector_file(path: Path, **extra: Tensor) -> dict[str, Tensor]:
