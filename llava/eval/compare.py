@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", metavar="[NAME=]PATH", help="a file of scores, or a folder of them")
     parser.add_argument("--labels", default=None, help="JSONL {question_id, answer}, to score plain answer files")
     parser.add_argument(
-        "--metric", action="append", default=[], help="which to take from lmms-eval's logs with several; may be repeated"
+        "--metric", action="append", default=[], help="which of those in one of lmms-eval's logs; may be repeated"
     )
     parser.add_argument("--common", action="store_true", help="compare only questions that all runs answer")
     parser.add_argument("--markdown", default=None, help="write the tables there")

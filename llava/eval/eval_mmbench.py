@@ -13,10 +13,10 @@ from typing import Any
 
 from llava.errors import readable_errors
 from llava.eval.mmbench_table import LETTERS, present, read_rows
-from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
+from llava.eval.scores import ANSWER, Score, add_scores_argument, read_answers, write_scores
 
 ROTATION = 1_000_000
-LETTER = re.compile(r"^\(?([A-D])\)?(?:[.:,) ]|$)")
+LETTER = re.compile(r"^\(?([A-D])(?:[.:,)]| *(?:\n|$))")  # not the article of `A dog`
 
 
 def chosen_letter(text: str) -> str | None:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result-file", required=True)
     add_scores_argument(parser)
     args = parser.parse_args(argv)
-    scores = score(read_rows(args.annotation_file), read_answers(args.result_file))
+    scores = score(read_rows(args.annotation_file), read_answers(args.result_file, (*ANSWER, "option_char")))
     accuracy = 100 * sum(row.value for row in scores) / len(scores)
     print(f"Questions: {len(scores)}\nAccuracy (letters, all rotations): {accuracy:.2f}%")
     write_scores(scores, args.scores_file)

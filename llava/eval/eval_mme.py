@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from llava.errors import readable_errors
-from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
+from llava.eval.scores import PROMPTED_ANSWER, Score, add_scores_argument, read_answers, write_scores
 
 PERCEPTION = (
     "existence",
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--official-dir", default=None, help="where the official calculation's input goes")
     add_scores_argument(parser)
     args = parser.parse_args(argv)
-    judged = judge(read_answers(args.result_file), read_truths(args.data_dir))
+    judged = judge(read_answers(args.result_file, PROMPTED_ANSWER), read_truths(args.data_dir))
     if args.official_dir:
         write_official(judged, args.official_dir)
     for title, tasks in (("Perception", PERCEPTION), ("Cognition", COGNITION)):

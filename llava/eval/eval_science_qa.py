@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import readable_errors
-from llava.eval.questions import read_json
-from llava.eval.scores import Score, add_scores_argument, read_answers, texts_by_id, write_json, write_scores
+from llava.eval.science_qa import read_problems
+from llava.eval.scores import (
+    PROMPTED_ANSWER,
+    Score,
+    add_scores_argument,
+    read_answers,
+    texts_by_id,
+    write_json,
+    write_scores,
+)
 
 LETTERS = ("A", "B", "C", "D", "E")
 # The last period of the pattern stands for any character, as in the published scorer.
@@ -49,11 +57,11 @@ def percent(graded: Sequence[dict[str, Any]]) -> float:
     return 100 * sum(row["is_correct"] for row in graded) / len(graded) if graded else 0.0
 
 
-def evaluate(problems: dict[str, Any], split: Sequence[str], answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One graded row for each question of the split, in its order."""
+def evaluate(problems: dict[str, Any], answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One graded row for each problem."""
     texts = texts_by_id(answers)
     prompts = {str(row["question_id"]): row["prompt"] for row in answers}
-    return [grade(pid, problems[pid], texts.get(pid), prompts.get(pid, "Unknown")) for pid in split]
+    return [grade(pid, problem, texts.get(pid), prompts.get(pid, "Unknown")) for pid, problem in problems.items()]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,10 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     add_scores_argument(parser)
     args = parser.parse_args(argv)
-    base = Path(args.base_dir)
-    problems = read_json(base / "problems.json")
-    split = read_json(base / "pid_splits.json")[args.split]
-    graded = evaluate(problems, split, read_answers(args.result_file))
+    graded = evaluate(read_problems(Path(args.base_dir), args.split), read_answers(args.result_file, PROMPTED_ANSWER))
     right = [row for row in graded if row["is_correct"]]
     write_json({"correct": right, "incorrect": [row for row in graded if not row["is_correct"]]}, args.output_file)
     result = {

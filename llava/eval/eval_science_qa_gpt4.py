@@ -15,6 +15,7 @@ from typing import Any
 from llava.errors import readable_errors
 from llava.eval.eval_science_qa import grade
 from llava.eval.questions import read_json
+from llava.eval.science_qa import read_problems
 from llava.eval.scores import read_answers, texts_by_id
 
 Problems = Mapping[str, dict[str, Any]]
@@ -30,11 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_inputs(args: argparse.Namespace) -> tuple[Problems, Mapping[str, str], Mapping[str, str]]:
     """The split's problems, our texts and the other model's, each by question."""
-    base = Path(args.base_dir)
-    problems = read_json(base / "problems.json")
-    split = read_json(base / "pid_splits.json")[args.split]
-    others = read_json(args.gpt4_result)["outputs"]
-    return {pid: problems[pid] for pid in split}, texts_by_id(read_answers(args.our_result)), others
+    problems = read_problems(Path(args.base_dir), args.split)
+    return problems, texts_by_id(read_answers(args.our_result)), read_json(args.gpt4_result)["outputs"]
 
 
 def combine(problems: Problems, ours: Mapping[str, str], others: Mapping[str, str]) -> Counter[str]:

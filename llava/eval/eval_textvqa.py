@@ -12,7 +12,7 @@ from typing import Any
 from llava.errors import readable_errors
 from llava.eval.m4c_evaluator import TextVQAAccuracyEvaluator
 from llava.eval.questions import read_json
-from llava.eval.scores import Score, add_scores_argument, read_answers, write_scores
+from llava.eval.scores import PROMPTED_ANSWER, Score, add_scores_argument, read_answers, write_scores
 
 
 def question_of(prompt: str) -> str:
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     annotations = read_json(args.annotation_file)["data"]
     files = [Path(args.result_file)] if args.result_file else sorted(Path(args.result_dir).glob("*.jsonl"))
     for file in files:
-        scores = score(annotations, read_answers(file))
+        scores = score(annotations, read_answers(file, PROMPTED_ANSWER))
         accuracy = 100 * sum(row.value for row in scores) / len(scores)
         print(f"{file.stem}\nSamples: {len(scores)}\nAccuracy: {accuracy:.2f}%\n")
         if len(scores) != len(annotations):

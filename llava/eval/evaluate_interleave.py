@@ -14,7 +14,6 @@ from typing import Any
 
 from llava.errors import readable_errors
 from llava.eval.m4c_evaluator import EvalAIAnswerProcessor
-from llava.eval.questions import require_keys
 from llava.eval.rouge import rouge_l
 from llava.eval.scores import read_answers
 
@@ -78,9 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result-dir", required=True)
     folder = Path(parser.parse_args(argv).result_dir)
     datasets: dict[str, list[dict[str, Any]]] = {}
-    for number, row in enumerate(read_answers(folder / "result.jsonl"), 1):
-        keys = ("dataset", "sample_id", "pred_response", "gt_response", "question_type")
-        require_keys(row, keys, f"{folder / 'result.jsonl'}: line {number}")
+    keys = ("dataset", "sample_id", "pred_response", "gt_response", "question_type")
+    for row in read_answers(folder / "result.jsonl", keys):
         datasets.setdefault(row["dataset"], []).append(row)
     results, details = {}, {}
     for name, rows in datasets.items():

@@ -5,12 +5,23 @@ its reasons, or LEPA: reasons, then `ANSWER:`.
 """
 
 import re
+from pathlib import Path
 from typing import Any
+
+from llava.eval.questions import read_json
 
 LETTERS = "ABCDE"
 FORMAT = re.compile(r"^([QCMLE]+)-(A|AL|AE|ALE|AEL|LA|EA|LEA|ELA|LEPA)$")
 
 Problem = dict[str, Any]
+
+
+def read_problems(base: Path, split: str) -> dict[str, Problem]:
+    """The problems of one split, in its order. Raises ValueError for a split that there is not."""
+    problems, splits = read_json(base / "problems.json"), read_json(base / "pid_splits.json")
+    if split not in splits:
+        raise ValueError(f"no split {split!r} in {base / 'pid_splits.json'}; there are {', '.join(splits)}")
+    return {pid: problems[pid] for pid in splits[split]}
 
 
 def _reasons(problem: Problem, letters: str) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llava.eval.questions import read_jsonl
+from llava.eval.questions import read_jsonl, require_keys
 
 Row = dict[str, Any]
+ANSWER = ("question_id", "text")
+PROMPTED_ANSWER = (*ANSWER, "prompt")
 
 
 class Score(NamedTuple):
@@ -19,11 +21,13 @@ class Score(NamedTuple):
     cluster: str | None = None
 
 
-def read_answers(path: str | Path) -> list[Row]:
-    """Raises ValueError for a file without answers."""
+def read_answers(path: str | Path, keys: Sequence[str] = ANSWER) -> list[Row]:
+    """Raises ValueError for a file without answers, or a line that lacks one of `keys`."""
     rows = read_jsonl(path)
     if not rows:
         raise ValueError(f"{path} holds no answers")
+    for number, row in enumerate(rows, 1):
+        require_keys(row, keys, f"{path}: line {number}")
     return rows
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import eval_gqa, eval_mmbench, eval_mme, eval_pope, eval_science_qa, eval_textvqa
-from llava.eval.scores import texts_by_id
+from llava.eval.scores import read_answers, texts_by_id
 from tests.eval.conftest import Row, read_rows, write_jsonl
 
 
@@ -126,6 +126,8 @@ def test_science_accuracy_counts_pictures_apart_and_missing_answers_wrong(
     graded = json.loads((tmp_path / "o").read_text())
     assert [row["question_id"] for row in graded["correct"]] == ["1", "3"]
     assert [row["parsed_ans"] for row in graded["incorrect"]] == ["E", "FAILED"]
+    with pytest.raises(ValueError, match=r"no split 'tset' in .*pid_splits\.json; there are test, val"):
+        eval_science_qa.main([*map(str, flags), str(tmp_path / "r.json"), "--split", "tset"])
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,16 @@ def test_gqa_needs_the_very_word(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["score"] for row in read_rows(tmp_path / "s.jsonl")] == [1.0, 0.0, 1.0]
     with pytest.raises(ValueError, match="GQA: 1 questions have no answer, the first is 3"):
         eval_gqa.score(questions, read_rows(given)[:2])
+
+
+@pytest.mark.parametrize("text", ["B", "B.", "(B)", "(B) on the left", "B, because", "B\nbecause", " B \n"])
+def test_mmbench_takes_a_letter_by_itself(text: str) -> None:
+    assert eval_mmbench.chosen_letter(text) == "B"
+
+
+@pytest.mark.parametrize("text", ["A dog is on the left", "Both", "E", "", "the answer is B"])
+def test_mmbench_takes_no_word_for_a_letter(text: str) -> None:
+    assert eval_mmbench.chosen_letter(text) is None
 
 
 def test_mmbench_counts_a_question_only_if_all_its_rotations_are_right() -> None:
@@ -253,6 +265,14 @@ def test_scorers_and_comparisons_start_without_torch() -> None:
     names = ", ".join(f"llava.eval.{name}" for name in [*modules.split(), "submissions", "compare", "science_qa"])
     code = f"import sys, {names}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_an_answer_without_its_keys_is_named(tmp_path: Path) -> None:
+    given = write_jsonl(tmp_path / "a.jsonl", [{"question_id": 1, "text": "a"}, {"question_id": 2, "answer": "b"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 2 lacks text; it has answer, question_id"):
+        read_answers(given)
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 1 lacks prompt"):
+        eval_mme.main(["--data-dir", str(mme_release(tmp_path / "MME")), "--result-file", str(given)])
 
 
 def test_a_question_answered_twice_is_refused() -> None:
