@@ -60,13 +60,16 @@ def seed(annotation: Mapping[str, Any], answers: Sequence[Row]) -> tuple[list[Ro
 
 
 def mmbench_sheet(tsv: str | Path, answers: Sequence[Row], target: str | Path) -> None:
-    """The annotation table as .xlsx without its bulky columns, with `prediction` in front of the seventh."""
+    """The annotation table as .xlsx without its bulky columns, with `prediction` in front of the seventh.
+
+    Of `--all-rounds` answers it takes the first round, whose options stand as they do in the table.
+    """
     try:
         from openpyxl import Workbook
     except ImportError as error:
         raise ImportError("writing .xlsx needs openpyxl: pip install 'move-kd[eval]'") from error
     table = read_rows(tsv)
-    texts = texts_by_id(answers)
+    texts = texts_by_id([row for row in answers if not row.get("round_id")])
     columns = [name for name in table[0] if name not in MMBENCH_DROPPED]
     columns.insert(6, "prediction")
     book = Workbook()

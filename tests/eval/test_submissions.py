@@ -107,7 +107,9 @@ def test_the_mmbench_sheet_has_the_prediction_in_its_published_place(
     second = ["13", *values[1:]]
     table = tmp_path / "dev.tsv"
     table.write_text("\n".join("\t".join(row) for row in (columns, values, second)) + "\n")
-    answers(tmp_path / "answers" / "mine.jsonl", q12="B")
+    given = answers(tmp_path / "answers" / "mine.jsonl", q12="B")
+    later = {"question_id": 12, "text": "A", "round_id": 1}  # of --all-rounds: other letters for the same options
+    write_jsonl(given, [{**row, "round_id": 0} for row in read_rows(given)] + [later])
     flags = ("--annotation-file", table, "--result-dir", tmp_path / "answers", "--upload-dir", tmp_path / "up")
     run(monkeypatch, "convert_mmbench_for_submission", *flags, "--experiment", "mine")
     sheet = load_workbook(tmp_path / "up" / "mine.xlsx").active
