@@ -35,17 +35,6 @@ def _sums(values: ArrayLike, clusters: Sequence[object] | None) -> tuple[Array, 
     return sums, np.bincount(index).astype(np.float64)
 
 
-def standard_error(values: ArrayLike, clusters: Sequence[object] | None = None) -> float:
-    """Of the mean. Clustered residuals are summed before they are squared, with the factor G / (G - 1)."""
-    sums, counts = _sums(values, clusters)
-    groups = len(sums)
-    if groups < 2:
-        return math.nan
-    mean = sums.sum() / counts.sum()
-    residuals = sums - counts * mean
-    return float(math.sqrt((residuals**2).sum() * groups / (groups - 1)) / counts.sum())
-
-
 def bootstrap_interval(
     values: ArrayLike,
     clusters: Sequence[object] | None = None,
