@@ -100,6 +100,7 @@ class Layout:
             page.add_text,
             question,
             [session, chatbot, self.text, *self.boxes],
+            show_progress="hidden",  # a refusal would cover the question
             **HIDDEN,
         )
         added.success(**answer, **HIDDEN, **limit)

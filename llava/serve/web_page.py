@@ -32,11 +32,12 @@ logger = logging.getLogger("gradio_web_server")
 @dataclass(frozen=True)
 class Session:
     """A conversation, and for each of its questions the pictures' copies for the page. problem: shown in place of
-    an answer."""
+    the last answer. is_pending: the last answer is not complete."""
 
     conversation: Conversation
     files: tuple[tuple[str, ...], ...] = ()
     problem: str | None = None
+    is_pending: bool = False
 
     @classmethod
     def new(cls) -> "Session":
@@ -55,6 +56,14 @@ class Session:
                 grows = is_growing and index == len(turns) - 1
                 shown.append({"role": "assistant", "content": text + CURSOR * grows})
         return shown
+
+    def without_failed(self) -> "Session":
+        """As if the last question had not been asked, if it failed."""
+        if self.problem is None:
+            return self
+        conversation = self.conversation.copy()
+        del conversation.messages[-2:]
+        return Session(conversation, self.files[:-1])
 
     @property
     def has_images(self) -> bool:
@@ -102,8 +111,10 @@ class WebPage:
     def add_text(
         self, request: gr.Request, session: Session | None, text: str, mode: str, *pictures: str | None
     ) -> tuple[Any, ...]:
-        """A question joins the conversation; a new picture begins another one."""
+        """A question joins the conversation, in place of one that failed; a new picture begins another one."""
         session = session or Session.new()
+        if session.is_pending:
+            raise gr.Error("the answer before is not complete; send the question again when it is")
         paths = [path for path in pictures if path]
         if not text.strip() and not paths:
             return session, session.messages(), text, *pictures
@@ -113,6 +124,7 @@ class WebPage:
             images = decode_images((Path(path).read_bytes() for path in paths), SERVING_LIMITS)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error)) from None
+        session = session.without_failed()
         if images and session.has_images:
             session = Session.new()
         logger.info("add_text. ip: %s. len: %d", client_ip(request), len(text))
@@ -121,7 +133,7 @@ class WebPage:
         conversation.append_message(conversation.roles[0], message)
         conversation.append_message(conversation.roles[1], None)
         files = (*session.files, tuple(copy_for_page(image) for image in images))
-        session = Session(conversation, files)
+        session = Session(conversation, files, is_pending=True)
         return session, session.messages(), "", *[None] * len(pictures)
 
     def regenerate(self, session: Session | None, mode: str) -> tuple[Any, ...]:
@@ -133,18 +145,17 @@ class WebPage:
         question = conversation.messages[-2][1]
         if isinstance(question, tuple):
             conversation.messages[-2][1] = (*question[:2], mode)
-        session = replace(session, conversation=conversation, problem=None)
+        session = replace(session, conversation=conversation, problem=None, is_pending=True)
         return session, session.messages()
 
     def answer(
         self, request: gr.Request, session: Session | None, model: str, temperature: float, top_p: float, length: int
     ) -> Iterator[tuple[Any, ...]]:
         """Asks a worker and shows what it says, or why it does not."""
-        turns = [] if session is None else session.conversation.messages[session.conversation.offset :]
-        if session is None or not turns or turns[-1][1] is not None:
+        if session is None or not session.is_pending:
             yield session, gr.skip(), *[gr.skip()] * 5
             return
-        if len(turns) == 2:
+        if len(session.files) == 1:
             session = replace(session, conversation=with_template(session.conversation, template_of(model or "")))
         start, cancel = time.time(), self.sessions.begin(request)
         yield session, session.messages(is_growing=True), *buttons(False)
@@ -158,6 +169,7 @@ class WebPage:
         except (ServiceError, ValueError) as error:
             logger.warning("http_bot. ip: %s. %s", client_ip(request), error)
             session = replace(session, problem=str(error))
+        session = replace(session, is_pending=False)
         images: list[Image.Image] = session.conversation.get_images(return_pil=True)
         self.log.write_answer(session.conversation, model, client_ip(request), start, images)
         yield session, session.messages(), *buttons(True)

@@ -149,7 +149,7 @@ def test_a_new_picture_begins_another_conversation(page: WebPage, picture: str) 
     session = converse(page, "What is it?", picture)
     more = page.add_text(REQUEST, session, "And why?", "Default", None)[0]
     assert len(more.conversation.messages) == 4
-    fresh = page.add_text(REQUEST, more, "And this?", "Default", picture)[0]
+    fresh = page.add_text(REQUEST, session, "And this?", "Default", picture)[0]
     assert len(fresh.conversation.messages) == 2
 
 
@@ -202,9 +202,31 @@ def test_a_dead_worker_is_told_and_forgotten(page: WebPage, registry: Registry, 
     assert registry.models() == []
 
 
+def test_a_question_that_failed_is_not_sent_with_the_next_nor_chooses_its_template(page: WebPage, picture: str) -> None:
+    def ask(session: Session | None, text: str, model: str, picture: str | None = None) -> Session:
+        asked = page.add_text(REQUEST, session, text, "Default", picture)[0]
+        return list(page.answer(REQUEST, asked, model, 0, 1, 8))[-1][0]
+
+    failed = ask(None, "One?", "llava-v1.6-34b", picture)
+    first = ask(failed, "Two?", "llava-tiny")
+    roles = conv_templates[template_of("llava-tiny")].roles
+    assert [role for role, _ in first.conversation.messages] == list(roles)
+    third = ask(ask(first, "Three?", "llava-other", picture), "Four?", "llava-tiny")
+    assert [text for _, text in third.conversation.messages[::2]] == ["Two?", "Four?"]
+    assert third.files == ((), ())
+
+
+def test_a_question_is_refused_until_the_answer_before_it_is_complete(page: WebPage) -> None:
+    asked = page.add_text(REQUEST, None, "Hello", "Default", None)[0]
+    *growing, (complete, *_) = page.answer(REQUEST, asked, "llava-tiny", 0, 1, 8)
+    for session in (asked, growing[0][0], growing[-1][0], page.regenerate(complete, "Default")[0]):
+        with pytest.raises(gr.Error, match="not complete"):
+            page.add_text(REQUEST, session, "And?", "Default", None)
+    assert page.add_text(REQUEST, complete, "And?", "Default", None)[0].is_pending
+
+
 def test_leaving_ends_the_answer(page: WebPage, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
-    whole = Chat.stream
 
     def endless(self: Chat, *arguments: Any) -> Iterator[str]:
         cancel = arguments[-1]
@@ -222,7 +244,6 @@ def test_leaving_ends_the_answer(page: WebPage, chat: Chat, monkeypatch: pytest.
     page.sessions.leave(REQUEST)
     assert list(stream)
     assert ended.wait(5)
-    assert whole is not endless
 
 
 def test_models_are_listed_once_or_at_each_visit(controller: str, registry: Registry, chat: Chat) -> None:
