@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
-from llava.conversation import conv_templates
-from llava.export.generation import end_tokens
 from llava.export.processor import collapsed_ids, exported_tokenizer
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.tokenizer import end_tokens
 from tests.export import alone
 from tests.export.conftest import Exported, chat_of
 from tests.tokenizers import byte_level_tokenizer, chatml, llama, sentencepiece_tokenizer
@@ -87,8 +86,8 @@ def test_an_answer_ends_where_its_template_ends_it() -> None:
     tokenizer = chatml()
     tokenizer.eos_token = "<|endoftext|>"
     end, text = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert end_tokens(conv_templates["qwen_1_5"], tokenizer, text) == sorted([end, text])
-    assert end_tokens(conv_templates["vicuna_v1"], tokenizer, [text]) == [text]
+    assert end_tokens(tokenizer, text, "<|im_end|>") == sorted([end, text])
+    assert end_tokens(tokenizer, [text], "</s>") == [text]
     # "###" is no single token, and a token of a larger vocabulary does not exist here.
-    assert end_tokens(conv_templates["llava_v0"], tokenizer, None) == [text]
-    assert end_tokens(conv_templates["llava_llama_3"], tokenizer, None) == [text]
+    assert end_tokens(tokenizer, None, "###") == [text]
+    assert end_tokens(tokenizer, 128_009, None) == [text]
