@@ -77,9 +77,9 @@ def _table(module: nn.Module | None) -> nn.Parameter:
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, known: int | list[int] | None, stop: str | None) -> list[int]:
     """Tokens that end an answer: those known already, the tokenizer's, and a template's stop if it is one token."""
-    ends = [known] if isinstance(known, int) else list(known or [])
-    ends += [tokenizer.eos_token_id, tokenizer.get_vocab().get(stop or "")]
-    return sorted({token for token in ends if token is not None and token < len(tokenizer)})
+    ends = [known] if isinstance(known, int) else known or []
+    own = (tokenizer.eos_token_id, tokenizer.get_vocab().get(stop or ""))
+    return sorted({token for token in (*ends, *own) if token is not None and token < len(tokenizer)})
 
 
 def context_length(config: PreTrainedConfig) -> int:
