@@ -60,6 +60,10 @@ class ImageLayout:
     def is_anyres(self) -> bool:
         return self.aspect_ratio is not None and (self.aspect_ratio == "anyres" or "anyres_max" in self.aspect_ratio)
 
+    @property
+    def is_tiled(self) -> bool:
+        return self.is_anyres or self.aspect_ratio in ("highres", "crop_split")
+
 
 def image_layout(model_cfg: Any) -> ImageLayout:
     """Reads the image settings of a model config; a setting that the config lacks is None."""

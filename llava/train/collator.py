@@ -14,6 +14,7 @@ from llava.model.multimodal_encoder.move_kd.types import stack
 @dataclass(frozen=True)
 class Collator:
     """pad_token_id: None pads with 0. padding_side: "right" or "left". model_max_length: longer texts are cut first.
+    is_tiled: the layout cuts pictures into tiles; all are a list then, so that those of one tile are packed as well.
 
     Gives input_ids, labels and attention_mask (B, L), and `ids`, the names of the samples. With pictures also images,
     (T, 3, H, W) if all are single tiles of one shape, else a list; image_sizes; modalities; and `distill`:
@@ -24,6 +25,7 @@ class Collator:
     pad_token_id: int | None = None
     padding_side: str = "right"
     model_max_length: int | None = None
+    is_tiled: bool = False
 
     def __post_init__(self) -> None:
         if self.padding_side not in ("right", "left"):
@@ -42,7 +44,8 @@ class Collator:
         if "id" in items[0]:
             batch["ids"] = [item["id"] for item in items]
         if "image" in items[0]:
-            batch["images"] = stack_images([image for item in items for image in item["image"]])
+            images = [image for item in items for image in item["image"]]
+            batch["images"] = images if self.is_tiled else stack_images(images)
             batch["image_sizes"] = [size for item in items for size in item["image_sizes"]]
             batch["modalities"] = [modality for item in items for modality in item["modalities"]]
             batch["distill"] = collate_views(items)

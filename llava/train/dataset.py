@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llava.anyres import parse_grid_pinpoints
 from llava.conversation import Conversation
-from llava.mm_utils import process_images
+from llava.mm_utils import image_layout, process_images
 from llava.model.multimodal_encoder.move_kd.types import Source
 from llava.train.bad_samples import BadSamples
 from llava.train.collator import Collator
@@ -244,5 +244,6 @@ def make_data_module(
         pad_token_id=tokenizer.pad_token_id,
         padding_side=tokenizer.padding_side,
         model_max_length=config.model_max_length,
+        is_tiled=image_layout(config).is_tiled,
     )
     return {"train_dataset": parts[0], "eval_dataset": parts[1], "data_collator": collator}
