@@ -6,7 +6,6 @@ Each process counts what it meets; the log file, appended to line by line, bring
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 from transformers.utils import logging
 
@@ -37,7 +36,7 @@ class BadSamples:
         if index in self.bad:
             return
         self.bad.add(index)
-        self._write(index, error.reason, str(error), "skipped")
+        self._write(error.reason, str(error), "skipped")
         count = len(self.bad)
         if too_many(count, self.seen, self.total, self.limit):
             raise DataError(
@@ -50,18 +49,18 @@ class BadSamples:
         """Counts a sample that is used although something of it is lost."""
         if index not in self.noted:
             self.noted.add(index)
-            self._write(index, reason, message, "used")
+            self._write(reason, message, "used")
 
     def summary(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
 
-    def _write(self, index: int, reason: str, message: str, outcome: str) -> None:
+    def _write(self, reason: str, message: str, outcome: str) -> None:
         self.reasons[reason] += 1
         if self.reasons[reason] <= SHOWN:
             logger.warning(f"sample {outcome} ({reason}): {message}")
         if self.path is None:
             return
-        line = json.dumps({"index": index, "reason": reason, "outcome": outcome, "message": message})
+        line = json.dumps({"reason": reason, "outcome": outcome, "message": message})
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         # One write to a file opened for appending does not mix with those of other processes.
         with open(self.path, "ab", buffering=0) as file:
@@ -71,13 +70,3 @@ class BadSamples:
 def too_many(bad: int, seen: int, total: int, limit: float) -> bool:
     """Whether `bad` of `seen` samples, out of a data set of `total`, are more than the share `limit` allows."""
     return bad > limit * max(seen, SMALLEST_BASE) or bad > max(limit, 0.5) * total
-
-
-def read_bad_samples(path: str | os.PathLike[str]) -> dict[str, list[str]]:
-    """reason -> messages of the samples in a log, each sample once however many processes met it."""
-    found: dict[str, dict[int, str]] = {}
-    file = Path(path)
-    for line in file.read_text().splitlines() if file.exists() else []:
-        entry = json.loads(line)
-        found.setdefault(entry["reason"], {})[entry["index"]] = entry["message"]
-    return {reason: list(samples.values()) for reason, samples in found.items()}
