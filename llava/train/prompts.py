@@ -23,8 +23,8 @@ from llava.constants import (
 )
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.prompt_layout import TRAINING_LAYOUTS, Layout, Piece, Turn, render
+from llava.train.records import ROLES
 
-SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 CHAT_STYLES = (SeparatorStyle.CHATML, SeparatorStyle.QWEN, SeparatorStyle.LLAMA_3)
 
 
@@ -135,7 +135,7 @@ def _read_turn(turn: Mapping[str, Any]) -> tuple[str, str]:
     text = turn.get("value", turn.get("content"))
     if not isinstance(speaker, str) or not isinstance(text, str):
         raise UnusableSample(f'a turn is {{"from": "human" or "gpt", "value": text}}, got {dict(turn)!r:.200}')
-    return SPEAKERS.get(speaker, speaker), text
+    return ROLES.get(speaker, speaker), text
 
 
 def _as_turn(speaker: str, text: str, template: Conversation, layout: Layout) -> Turn:

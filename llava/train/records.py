@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-IMAGE_TOKEN = "<image>"
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 # Other speakers, kept for the chat templates that can write them.
 EXTRA_ROLES = ("system", "tool", "function", "observation")
@@ -54,7 +55,7 @@ class Record:
     @property
     def num_placeholders(self) -> int:
         """`<image>` in the turns that are used, that is from the first human turn on."""
-        return sum(turn["value"].count(IMAGE_TOKEN) for turn in used_turns(self.turns))
+        return sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in used_turns(self.turns))
 
 
 def used_turns(turns: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
@@ -183,6 +184,6 @@ def check_placeholders(record: Record) -> None:
         return
     what = "video" if record.video is not None else "image"
     raise BadSample(
-        f"{record.where}: the text has {placeholders} {IMAGE_TOKEN} but the record has {pictures} {what}(s)",
+        f"{record.where}: the text has {placeholders} {DEFAULT_IMAGE_TOKEN} but the record has {pictures} {what}(s)",
         "image_token_mismatch",
     )

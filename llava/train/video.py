@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.train.data_config import DataConfig
 from llava.train.images import load_picture, read_file
-from llava.train.records import IMAGE_TOKEN, BadSample, DataError
+from llava.train.records import BadSample, DataError
 
 FOLDER_FPS = 2.0  # what a folder of frames is taken to have
 FOLDER_FRAMES = 10  # how many of them are shown, unless force_sample asks for frames_upbound
@@ -134,9 +135,9 @@ def read_file_with(read: Callable[[], Any], path: str, config: DataConfig, where
 def with_time_instruction(text: str, frames: Frames) -> str:
     """The first question with the sentences that tell when the frames were taken, `<image>` in front."""
     times = ",".join(f"{time:.2f}s" for time in frames.times)
-    question = text.replace(IMAGE_TOKEN, "").strip("\n")
+    question = text.replace(DEFAULT_IMAGE_TOKEN, "").strip("\n")
     return (
-        f"{IMAGE_TOKEN}\nThe video lasts for {frames.duration:.2f} seconds, and {len(frames.images)} frames are "
-        f"uniformly sampled from it. These frames are located at {times}.Please answer the following questions "
+        f"{DEFAULT_IMAGE_TOKEN}\nThe video lasts for {frames.duration:.2f} seconds, and {len(frames.images)} frames "
+        f"are uniformly sampled from it. These frames are located at {times}.Please answer the following questions "
         f"related to this video.\n{question}"
     )
