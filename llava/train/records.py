@@ -91,7 +91,8 @@ def parse_record(raw: Any, where: str) -> Record:
         video=video,
         where=where,
     )
-    check_placeholders(record)
+    if record.is_visual:  # elsewhere it is text like any other
+        check_placeholders(record)
     return record
 
 

@@ -63,9 +63,6 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "image a folder": ({"image": ".", "conversations": turns()}, "is not a file"),
     "image by address": ({"image": "http://localhost/a.png", "conversations": turns()}, "no such file"),
     "one of two missing": ({"image": ["a.png", "gone.png"], "conversations": turns("<image><image>")}, "gone.png"),
-    "token without image": ({"conversations": turns()}, "has 1 <image> but the record has 0"),
-    "token with image null": ({"image": None, "conversations": turns()}, "has 1 <image>"),
-    "token with no images": ({"image": [], "conversations": turns()}, "has 1 <image>"),
     "two tokens": ({"image": "a.png", "conversations": turns("<image><image>")}, "has 2 <image> but the record has 1"),
     "token in the answer too": ({"image": "a.png", "conversations": turns(answer="<image>")}, "has 2 <image>"),
     "two images, one token": ({"image": ["a.png"] * 2, "conversations": turns()}, "has 1 <image> but the record has 2"),
@@ -113,6 +110,7 @@ GOOD: dict[str, Any] = {
     "image with spaces and dots": {"image": "./b c.d.png", "conversations": turns()},
     "image by object": {"image": {"path": "a.png"}, "conversations": turns()},
     "image in the answer": {"image": "a.png", "conversations": turns("Hi.", "<image> there.")},
+    "image token as text": {"conversations": turns("Close <image> tags.", "<image></image>")},
     "control characters": {"conversations": turns("a\0b\x1b[0m", "\t☂\u202e")},
     "role words in texts": {"conversations": turns("USER: ASSISTANT: </s>", "</s> ASSISTANT:")},
 }
