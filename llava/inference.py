@@ -98,6 +98,7 @@ def place(device: str) -> dict[str, Any]:
 class Chat:
     """Answers to (conversation, pictures). `name` is the checkpoint's, `template` a key of `conv_templates`.
 
+    overlong: how many prompts of `answer_all` so far had more tokens with their pictures than `prompt_limit`.
     Several threads may call one Chat.
     """
 
@@ -117,6 +118,7 @@ class Chat:
         self.context_length = context_length
         self.name = name
         self.template = check_template(template) if template else choose_template(name, model.config)
+        self.overlong = 0
         self._tokenizing = threading.Lock()  # fast tokenizers refuse to be borrowed twice
 
     @classmethod
@@ -157,8 +159,7 @@ class Chat:
     def inputs(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         """Left-padded ids, mask and pictures for `model.generate`; pictures of prompt i are `images[i]`, in order.
 
-        Raises ValueError when a prompt names another number of pictures than it has, ContextExceeded when it does not
-        fit the context.
+        Raises ValueError when a prompt names another number of pictures than it has.
         """
         for prompt, pictures in zip(prompts, images, strict=True):
             self._check(prompt, len(pictures))
@@ -185,11 +186,6 @@ class Chat:
             raise ValueError(f"the prompt names {asked} picture(s) ({DEFAULT_IMAGE_TOKEN}), {count} were given")
         if count and not self.sees:
             raise ValueError(f"{self.name} is a language model without a vision tower: it takes no pictures")
-        if len(prompt) > CHARACTERS_PER_TOKEN * self.prompt_limit:
-            raise ContextExceeded(
-                f"the prompt has {len(prompt):,} characters, far more than the {self.prompt_limit} tokens that "
-                f"{self.name} can read"
-            )
 
     def _pictures(self, images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         """`images` and `image_sizes`; a prompt without a picture in a batch that has some gets an unused blank."""
@@ -227,9 +223,15 @@ class Chat:
         decoding: Decoding,
         stop: str | None = None,
     ) -> list[str]:
-        """One stripped answer per prompt, generated as one batch. Raises what `inputs` and `room` raise."""
+        """One stripped answer per prompt, generated as one batch. Raises what `inputs` raises.
+
+        A prompt that is too long is answered as in LLaVA: the model cuts its end at the length that it was trained
+        with, if its config names one, and reads all of it otherwise. `overlong` counts them.
+        """
         inputs = self.inputs(prompts, images)
-        self.room(inputs)
+        if count_tokens(self.model, inputs) > self.prompt_limit:
+            alone = (self.inputs([prompt], [pictures]) for prompt, pictures in zip(prompts, images, strict=True))
+            self.overlong += sum(count_tokens(self.model, one) > self.prompt_limit for one in alone)
         with torch.inference_mode():
             tokens = self.model.generate(**inputs, **decoding.arguments())
         if not self.sees:  # a plain language model repeats the prompt
@@ -249,6 +251,11 @@ class Chat:
 
         It is no longer than the context allows. Raises what `inputs`, `room` and generation raise.
         """
+        if len(prompt) > CHARACTERS_PER_TOKEN * self.prompt_limit:
+            raise ContextExceeded(
+                f"the prompt has {len(prompt):,} characters, far more than the {self.prompt_limit} tokens that "
+                f"{self.name} can read"
+            )
         cancel = cancel or threading.Event()
         stops = [stop] if isinstance(stop, str) else [text for text in stop or [] if text]
         inputs = self.inputs([prompt], [images])

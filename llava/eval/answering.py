@@ -23,12 +23,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import conv_templates
 from llava.errors import readable_errors
 from llava.eval.answer_log import VQA, AnswerFormat, AnswerLog
 from llava.eval.questions import Question
 from llava.inference import Chat, Decoding, image_prefix, place, stop_string
-from llava.mm_utils import get_model_name_from_path
 
 # What decides an answer. Everything else is free to change between two runs of one file.
 SETTINGS = (
@@ -129,6 +127,15 @@ def answer_questions(
         yield len(batch)
 
 
+def tell_overlong(chat: Chat) -> None:
+    """Prints how many of the prompts that were answered were too long, if any were."""
+    if chat.overlong:
+        print(
+            f"prompts longer with their pictures than the {chat.prompt_limit:,} tokens that {chat.name} reads: "
+            f"{chat.overlong}; as in LLaVA their end was cut off, or read all the same"
+        )
+
+
 def add_common_arguments(
     parser: argparse.ArgumentParser,
     max_new_tokens: int,
@@ -192,21 +199,11 @@ def surroundings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {**values, "versions": {name: version(name) for name in ("torch", "transformers", "pillow")}}
 
 
-def mmtag_template(conv_mode: str, model_name: str) -> str:
-    """Projector-only checkpoints, named `plain`, are asked in the variant of a template that announces pictures."""
-    is_plain = "plain" in model_name and "finetune" not in model_name.lower() and "mmtag" not in conv_mode
-    if is_plain and conv_mode + "_mmtag" in conv_templates:
-        print(f"{model_name} is a plain checkpoint: using the template {conv_mode}_mmtag")
-        return conv_mode + "_mmtag"
-    return conv_mode
-
-
 def load_chat(args: argparse.Namespace, chat_class: type[Chat] = Chat) -> Chat:
     options = place(args.device)
     if args.dtype != "auto":
         options["torch_dtype"] = args.dtype
-    template = mmtag_template(args.conv_mode, get_model_name_from_path(args.model_path))
-    return chat_class.load(args.model_path, args.model_base, template, **options)
+    return chat_class.load(args.model_path, args.model_base, args.conv_mode, **options)
 
 
 def run_generator(
@@ -219,16 +216,19 @@ def run_generator(
 
     The model is loaded only if something is left to answer.
     """
+    decoding = Decoding(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     part = chunk(questions, args.num_chunks, args.chunk_idx)
     log = AnswerLog(args.answers_file, answer_format, settings_of(args), surroundings_of(args))
     left = [question for question in part if not log.take(question)]
     chat = load_chat(args, chat_class) if left else None
     with log:
         if chat is not None:
-            decoding = Decoding(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
             with tqdm(total=len(part), initial=len(part) - len(left), desc=f"chunk {args.chunk_idx}") as progress:
                 for count in answer_questions(chat, left, log, decoding, args.batch_size, args.workers, args.seed):
                     progress.update(count)
+            tell_overlong(chat)
         elif part:
             print(f"nothing is left to answer: {args.answers_file} holds the answers to all {len(part)} questions")
 

@@ -66,12 +66,16 @@ def read_questions(args: argparse.Namespace) -> tuple[list[Question], AnswerForm
     return plain_questions(read_jsonl(path)[: args.test_size], str(path), args.image_folder), VQA
 
 
-def main(argv: list[str] | None = None, max_new_tokens: int = 1024) -> None:
+def read_arguments(argv: list[str] | None, max_new_tokens: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser, max_new_tokens)
     parser.add_argument("--extra-prompt", default="", help="put before every question of an interleaved file")
     parser.add_argument("--test_size", type=int, default=None, help="only the first so many questions")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = read_arguments(argv, max_new_tokens=1024)
     run_generator(args, *read_questions(args))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_PLACEHOLDER
 from llava.errors import readable_errors
-from llava.eval.answering import prompt_of
+from llava.eval.answering import prompt_of, tell_overlong
 from llava.inference import Chat, Decoding, choose_template, place, stop_string
 from llava.remote import load_image
 
@@ -64,6 +64,7 @@ def eval_model(args: Any) -> str:
     if query.conv_mode and query.conv_mode != suited:
         print(f"[WARNING] {chat.name} suggests the template {suited}; --conv-mode {query.conv_mode} is used")
     text = answer(chat, query.query, images, decoding)
+    tell_overlong(chat)
     print(text)
     return text
 

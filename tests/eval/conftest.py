@@ -29,7 +29,7 @@ def read_rows(path: Path) -> list[Row]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return save_tiny_llava(tmp_path_factory.mktemp("evaluated"))
+    return save_tiny_llava(tmp_path_factory.mktemp("evaluated"), tokenizer_model_max_length=512)
 
 
 @pytest.fixture(scope="session")

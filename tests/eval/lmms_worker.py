@@ -19,9 +19,9 @@ from llava.train.environment import leave_processes
 
 MODELS: dict[str, tuple[str, str, bool, list[str]]] = {
     # lmms-eval 0.7.3 cannot score its own wrapper's loglikelihood: it turns the pair into a string.
-    "llava": ("llava", "device_map=auto", True, ["tiny_vqa"]),
-    "simple": ("move_kd", "conv_template=vicuna_v1", True, ["tiny_vqa", "tiny_choice"]),
-    "chat": ("move_kd", "conv_template=vicuna_v1", False, ["tiny_vqa", "tiny_pair"]),
+    "llava": ("llava", "device_map=auto", True, ["tiny_vqa", "tiny_long"]),
+    "simple": ("move_kd", "conv_template=vicuna_v1", True, ["tiny_vqa", "tiny_long", "tiny_choice"]),
+    "chat": ("move_kd", "conv_template=vicuna_v1", False, ["tiny_vqa", "tiny_long", "tiny_pair"]),
     "bfloat16": ("move_kd", "conv_template=vicuna_v1,dtype=bfloat16", False, ["tiny_vqa"]),
     "float16": ("move_kd", "conv_template=vicuna_v1,dtype=float16", False, ["tiny_vqa"]),
 }

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from llava.eval import model_qa, model_vqa, model_vqa_loader, model_vqa_mmbench, model_vqa_science
-from llava.eval.answering import checkpoint_fingerprint, chunk, mmtag_template, prompt_of, run_program, with_images
+from llava.eval.answering import checkpoint_fingerprint, chunk, prompt_of, run_program, with_images
 from llava.eval.mmbench_table import present
+from llava.eval.model_vqa_loader import mmtag_template
 from llava.eval.questions import Question
 from llava.inference import Chat, Decoding
 from tests.eval.conftest import COLORS, read_rows, write_jsonl
-from tests.tiny import tiny_lm_folder
+from tests.tiny import NUM_PATCHES, save_tiny_llava, tiny_lm_folder
 
 Flags = Callable[..., list[str]]
 
@@ -162,6 +164,38 @@ def test_mistakes_and_ctrl_c_end_the_program_with_one_line(capsys: pytest.Captur
             run_program(partial(fail, error))
         assert stopped.value.code == status
         assert capsys.readouterr().err.strip().startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"), [("--batch-size", "0", "--batch-size must be"), ("--temperature", "-1", "temperature")]
+)
+def test_a_wrong_setting_is_said_before_the_model_is_loaded(
+    questions: Path, flags: Flags, tmp_path: Path, flag: str, value: str, said: str
+) -> None:
+    given = flags(questions, flag, value)
+    given[given.index("--model-path") + 1] = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=said):
+        model_vqa.main(given)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_question_that_is_too_long_is_answered_and_counted(
+    flags: Flags, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: int
+) -> None:
+    """Reference: the same prompt without what the model cuts off."""
+    torch.manual_seed(0)
+    cutting = save_tiny_llava(tmp_path, tokenizer_model_max_length=128)
+    rows = [{"question_id": i, "image": "red.png", "text": "Why " * n + "so?"} for i, n in enumerate((3, 900, 5))]
+    given = flags(write_jsonl(tmp_path / "q.jsonl", rows), "--batch-size", str(batch_size))
+    given[given.index("--model-path") + 1] = str(cutting)
+    model_vqa.main(given)
+    assert [row["question_id"] for row in read_rows(tmp_path / "answers.jsonl")] == [0, 1, 2]
+    assert "longer with their pictures than the 128 tokens that llava-tiny reads: 1;" in capsys.readouterr().out
+    chat = Chat.load(str(cutting), template="vicuna_v1", device="cpu", torch_dtype="float32")
+    inputs = chat.inputs([prompt_of(chat, rows[1]["text"], 1)], [[Image.open(pictures / "red.png")]])
+    kept = {name: inputs[name][:, : 128 - NUM_PATCHES + 1] for name in ("inputs", "attention_mask")}
+    tokens = chat.model.generate(**{**inputs, **kept}, **Decoding(0, max_new_tokens=6).arguments())
+    assert texts(tmp_path / "answers.jsonl")[1] == chat.tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
 
 
 def test_an_answers_file_without_a_folder_is_written_here(
@@ -307,6 +341,24 @@ def test_a_plain_checkpoint_is_asked_in_the_tagged_template() -> None:
     assert mmtag_template("v1", "llava-plain-finetune") == "v1"
     assert mmtag_template("v1_mmtag", "llava-plain-7b") == "v1_mmtag"
     assert mmtag_template("v1", "llava-7b") == "v1"
+
+
+def test_only_the_loader_looks_for_plain_in_a_name(
+    questions: Path, flags: Flags, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plain-seed0").symlink_to(checkpoint)
+    for module in (model_vqa, model_vqa_loader):
+        given = flags(questions, "--test_size", "1", answers=f"{module.__name__}.jsonl")
+        given[given.index("--model-path") + 1] = str(tmp_path / "plain-seed0")
+        given[given.index("--conv-mode") + 1] = "v1"
+        module.main(given)
+    told = [name for name in capsys.readouterr().out.splitlines() if "_mmtag" in name]
+    assert told == ["plain-seed0 is a plain checkpoint: using the template v1_mmtag"]
+    modes = [
+        json.loads((tmp_path / f"{module.__name__}.jsonl.run.json").read_text())["settings"]["conv_mode"]
+        for module in (model_vqa, model_vqa_loader)
+    ]
+    assert modes == ["v1", "v1_mmtag"]
 
 
 def test_pictures_are_opened_ahead_without_processes_that_a_kill_would_leave(

@@ -30,6 +30,10 @@ def text(document, lmms_eval_specific_kwargs=None):
     return document["question"]
 
 
+def long(document, lmms_eval_specific_kwargs=None):
+    return "Look well. " * 200 + document["question"]
+
+
 def pair(document, lmms_eval_specific_kwargs=None):
     picture = {"type": "image", "url": document["image"].convert("RGB")}
     parts = [{"type": "text", "text": "First "}, picture, {"type": "text", "text": "then "}, picture]
@@ -76,6 +80,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     common = COMMON.format(data=folder / "test.parquet")
     (folder / "tiny_vqa.yaml").write_text("task: tiny_vqa" + common + GENERATE)
     (folder / "tiny_choice.yaml").write_text("task: tiny_choice" + common + CHOICE)
+    (folder / "tiny_long.yaml").write_text("task: tiny_long" + common.replace("utils.text", "utils.long") + GENERATE)
     (folder / "tiny_pair.yaml").write_text(
         "task: tiny_pair" + common + GENERATE + "doc_to_messages: !function utils.pair\n"
     )
@@ -97,14 +102,19 @@ def answers(tasks: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     return json.loads((folder / "answers.json").read_text())
 
 
-@pytest.fixture
-def own(checkpoint: Path, pictures: Path, tmp_path: Path, flags: Callable[..., list[str]]) -> dict[str, str]:
+def own_answers(flags: Callable[..., list[str]], folder: Path, opening: str = "") -> dict[str, str]:
     """The answers of `llava.eval.model_vqa` to the same questions, by number."""
     rows = [
-        {"question_id": index, "image": f"{color}.png", "text": question(index)} for index, color in enumerate(COLORS)
+        {"question_id": index, "image": f"{color}.png", "text": opening + question(index)}
+        for index, color in enumerate(COLORS)
     ]
-    model_vqa.main(flags(write_jsonl(tmp_path / "q.jsonl", rows)))
-    return {str(row["question_id"]): row["text"] for row in read_rows(tmp_path / "answers.jsonl")}
+    model_vqa.main(flags(write_jsonl(folder / "q.jsonl", rows)))
+    return {str(row["question_id"]): row["text"] for row in read_rows(folder / "answers.jsonl")}
+
+
+@pytest.fixture
+def own(tmp_path: Path, flags: Callable[..., list[str]]) -> dict[str, str]:
+    return own_answers(flags, tmp_path)
 
 
 def test_the_plugin_is_registered_by_the_entry_point_of_this_package() -> None:
@@ -124,6 +134,15 @@ def test_the_stock_wrapper_the_plugin_and_our_evaluator_answer_alike(
     assert len(set(own.values())) > 2, "the checkpoint was to tell the questions apart"
     for model in ("llava", "simple", "chat"):
         assert answers[model]["tiny_vqa"] == own, model
+
+
+def test_questions_that_are_too_long_are_answered_alike_too(
+    answers: dict[str, Any], tmp_path: Path, flags: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = own_answers(flags, tmp_path, "Look well. " * 200)
+    assert "than the 512 tokens that llava-tiny reads: 5;" in capsys.readouterr().out
+    for model in ("llava", "simple", "chat"):
+        assert answers[model]["tiny_long"] == own, model
 
 
 def test_half_precision_answers_every_question(answers: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.answering import tell_overlong
 from llava.inference import Chat, Decoding, place, stop_string, until_stop
 
 T = TypeVar("T")
@@ -138,6 +139,7 @@ class MoveKD(lmms):
                     answers[index] = until_stop(text, [until] if isinstance(until, str) else until)
                     self.cache_hook.add_partial("generate_until", (requests[index].text, settings), answers[index])
                 progress.update(len(batch))
+        tell_overlong(self.chat)
         return answers
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
