@@ -6,12 +6,14 @@ name a file or change a turn.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.inference import Chat, Decoding, Turn
@@ -22,6 +24,7 @@ from llava.serve.upload_boxes import QuestionBox
 
 DRAW_SECONDS = 0.05  # between redrawings of a growing answer
 CHAT_ID = "chat"  # of what limits answers at a time
+LIMITS = replace(SERVING_LIMITS, total_pixels=100_000_000)  # of a conversation, as all its pictures are open at once
 
 logger = logging.getLogger("demo")
 
@@ -30,26 +33,41 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A turn, and how it is shown. files: its pictures' copies for the page. error: why it has no answer.
-    is_whole: all its pictures could be read, so that it can be asked again."""
+    """A question, its answer, and how they are shown. files: its pictures as they were uploaded, which are opened only
+    when a model is asked. copies: of them, for the page. error: why there is no answer. is_whole: all its pictures
+    could be read, so that it can be asked again."""
 
-    turn: Turn
+    text: str
     files: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    answer: str | None = None
     error: str | None = None
     is_whole: bool = True
 
     def messages(self) -> list[Message]:
-        shown: list[Message] = [{"role": "user", "content": {"path": file}} for file in self.files]
-        if self.turn.text:
-            shown.append({"role": "user", "content": self.turn.text})
+        shown: list[Message] = [{"role": "user", "content": {"path": copy}} for copy in self.copies]
+        if self.text:
+            shown.append({"role": "user", "content": self.text})
         if self.error is not None:
             shown.append({"role": "assistant", "content": f"**Error.** {self.error}"})
-        elif self.turn.answer is not None:
-            shown.append({"role": "assistant", "content": self.turn.answer or "*(an empty answer)*"})
+        elif self.answer is not None:
+            shown.append({"role": "assistant", "content": self.answer or "*(an empty answer)*"})
         return shown
 
 
 Entries = tuple[Entry, ...]
+
+
+def open_pictures(files: Iterable[str]) -> list[Image.Image]:
+    """Raises ValueError or OSError."""
+    return decode_images((Path(file).read_bytes() for file in files), LIMITS)
+
+
+def turns_of(entries: Entries) -> list[Turn]:
+    """What the model is told: an entry that failed is only shown. Raises ValueError or OSError for pictures."""
+    told = [entry for entry in entries if entry.error is None]
+    images = iter(open_pictures(file for entry in told for file in entry.files))
+    return [Turn(entry.text, tuple(islice(images, len(entry.files))), entry.answer) for entry in told]
 
 
 def explain(error: Exception) -> str:
@@ -139,20 +157,18 @@ class ChatTab:
             yield self._idle(entries)
             return
         try:
-            images = tuple(decode_images((Path(path).read_bytes() for path in paths), SERVING_LIMITS))
+            entry = Entry(text, tuple(paths), tuple(copy_for_page(image) for image in open_pictures(paths)))
         except (ValueError, OSError) as error:
-            failed = (*entries, Entry(Turn(text), error=explain(error), is_whole=False))
+            failed = (*entries, Entry(text, error=explain(error), is_whole=False))
             yield self._show(failed, gr.skip(), is_busy=False)  # the question stays in its box
             return
-        entry = Entry(Turn(text, images), tuple(copy_for_page(image) for image in images))
         yield from self._answer((*entries, entry), settings, request, clears_box=True)
 
     def regenerate(self, request: gr.Request, entries: Entries, *settings: Any) -> Iterator[tuple[Any, ...]]:
         if not entries or not entries[-1].is_whole:
             yield self._idle(entries)
             return
-        last = entries[-1]
-        fresh = replace(last, turn=replace(last.turn, answer=None), error=None)
+        fresh = replace(entries[-1], answer=None, error=None)
         yield from self._answer((*entries[:-1], fresh), settings, request, clears_box=False)
 
     def _answer(
@@ -164,13 +180,11 @@ class ChatTab:
         yield self._busy(entries, box)
         answered, failure = entries, None
         try:
-            # A turn that failed is shown, but the model is not told of it.
-            turns = [entry.turn for entry in entries if entry.error is None]
-            prompt = self.chat.prompt(turns, template)
+            prompt = self.chat.prompt(turns_of(entries), template)
             decoding = Decoding(temperature, top_p, max_new_tokens=int(length))
             drawn = 0.0
             for text in self.chat.stream(prompt.text, prompt.images, decoding, prompt.stop, cancel):
-                answered = (*entries[:-1], replace(entries[-1], turn=replace(entries[-1].turn, answer=text)))
+                answered = (*entries[:-1], replace(entries[-1], answer=text))
                 if text and time.monotonic() - drawn > DRAW_SECONDS:
                     drawn = time.monotonic()
                     yield self._busy(answered, gr.skip())

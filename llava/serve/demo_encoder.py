@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from llava.inference import Chat
 from llava.remote import SERVING_LIMITS, decode_image
@@ -76,27 +75,21 @@ class EncoderTab:
 
     def take_from_chat(self, entries: Entries, source: str | None, picture: str | None) -> list[Any]:
         """The chat's newest picture, unless it is shown already or the user has put another one here."""
-        pairs = [pair for entry in entries for pair in zip(entry.files, entry.turn.images, strict=True)]
+        pairs = [pair for entry in entries for pair in zip(entry.copies, entry.files, strict=True)]
         if not pairs or pairs[-1][0] == source or (picture is not None and source is None):
             return [gr.skip()] * (2 + len(self.outputs))
-        file, image = pairs[-1]
-        return [file, file, *self._look_at(image)]
+        copy, file = pairs[-1]
+        return [copy, copy, *self._look_at(file)]
 
     def take_upload(self, path: str | None) -> list[Any]:
-        if path is None:
-            return self.empty()
-        try:
-            image = decode_image(Path(path).read_bytes(), SERVING_LIMITS)
-        except (ValueError, OSError) as error:
-            return [None, *self._blank(f"**Error.** {explain(error)}")]
-        return [None, *self._look_at(image)]
+        return self.empty() if path is None else [None, *self._look_at(path)]
 
     def empty(self) -> list[Any]:
         return [None, *self._blank(PROMPT)]
 
-    def _look_at(self, image: Image.Image) -> list[Any]:
+    def _look_at(self, path: str) -> list[Any]:
         try:
-            view = look(self.chat, image, self.teachers)
+            view = look(self.chat, decode_image(Path(path).read_bytes(), SERVING_LIMITS), self.teachers)
         except Exception as error:  # whatever it is, the user is told
             logger.warning("looking failed: %s", explain(error), exc_info=not isinstance(error, ValueError))
             return self._blank(f"**Error.** {explain(error)}")

@@ -1,11 +1,14 @@
 """The demo without a browser: examples, views of the encoder, and what its endpoints must not give away."""
 
 import json
+import pickle
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 import torch
@@ -13,8 +16,10 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from llava.inference import Chat
-from llava.serve import sessions
+from llava.remote import SERVING_LIMITS
+from llava.serve import demo_chat, sessions
 from llava.serve.demo import build, launch, main, parse_arguments
+from llava.serve.demo_chat import ChatTab, Entries, turns_of
 from llava.serve.demo_encoder import load_table
 from llava.serve.demo_examples import find_examples
 from llava.serve.encoder_view import look
@@ -183,6 +188,38 @@ def test_a_picture_cannot_be_named_by_an_address(page: str, monkeypatch: pytest.
     for answer in ask_and_look(page, "http://pictures.example/a.png"):
         assert "pictures are uploaded here, not named by an address" in answer
     assert asked == []
+
+
+def converse(chat: Chat, *questions: tuple[str, list[Path]]) -> Entries:
+    """What the demo remembers of a session with these questions."""
+    with gr.Blocks():
+        tab = ChatTab(chat, [])
+    request = gr.Request(session_hash="s")
+    entries: Entries = ()
+    for text, paths in questions:
+        value = {"text": text, "files": [str(path) for path in paths]}
+        entries = list(tab.send(request, value, entries, "vicuna_v1", 0, 1, 4))[-1][1]
+    return entries
+
+
+def test_a_session_holds_no_open_pictures_whether_or_not_a_question_is_answered(chat: Chat, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    PICTURE.save(path)
+    entries = converse(chat, ("What?", [path]), ("word " * 600, [path]), ("And?", []))
+    assert [entry.error is None for entry in entries] == [True, False, True]
+    assert len(pickle.dumps(entries)) < len(PICTURE.tobytes())
+    assert [len(turn.images) for turn in turns_of(entries)] == [1, 0]
+
+
+def test_the_pictures_of_a_conversation_are_limited_together(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_chat, "LIMITS", replace(SERVING_LIMITS, total_pixels=5000))
+    path = tmp_path / "picture.png"
+    PICTURE.save(path)
+    entries = converse(chat, ("One?", [path]), ("Two?", [path]), ("Three?", []))
+    assert "picture 2 is one too many" in str(entries[1].error)
+    assert [turn.text for turn in turns_of(entries)] == ["One?", "Three?"]
 
 
 @pytest.mark.parametrize("path", ["queue/join", "run/upload"])
