@@ -137,7 +137,7 @@ class LLaVATrainer(Trainer):
         if self.run.sampling == "shuffle":
             sampler: Any = ShuffledSampler(len(dataset), seed)
         else:
-            lengths = dataset.modality_lengths
+            lengths = dataset.modality_lengths if self.run.sampling.startswith("modality") else dataset.lengths
             processes = self.args.world_size * self.args.gradient_accumulation_steps
             sampler = LengthGroupedSampler(self._train_batch_size, processes, lengths, self.run.sampling, seed)
         self.add_callback(EpochOrder(sampler))

@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 from torch.utils.data import Sampler
 
-Mode = Literal["length", "length_auto", "modality", "modality_auto", "variable"]
+Mode = Literal["length_auto", "modality", "modality_auto", "variable"]
 
 # Sorted windows of "variable" span this many global batches.
 WINDOW = 8
@@ -160,7 +160,6 @@ def modality_auto_order(
 
 
 ORDERS: dict[Mode, Callable[..., list[int]]] = {
-    "length": length_order,
     "length_auto": length_auto_order,
     "modality": modality_order,
     "modality_auto": modality_auto_order,
@@ -172,13 +171,11 @@ class LengthGroupedSampler(Sampler[int]):
     """Visits every sample once an epoch, grouped by length and, in the modality modes, by presence of an image.
 
     batch_size: samples per process and forward pass. world_size: processes times accumulation steps.
-    lengths: one per sample, never 0; in the modality modes the sign tells image (+) from text only (-).
+    lengths: one per sample, never 0; negative only in the modality modes, for text only.
     The order depends on `seed` and the epoch alone: `set_epoch` before iterating resumes at any epoch.
     """
 
-    def __init__(
-        self, batch_size: int, world_size: int, lengths: Sequence[int], mode: Mode = "length", seed: int = 0
-    ) -> None:
+    def __init__(self, batch_size: int, world_size: int, lengths: Sequence[int], mode: Mode, seed: int = 0) -> None:
         if mode not in ORDERS:
             raise ValueError(f"sampler mode {mode!r} is unknown; there are {', '.join(ORDERS)}")
         if batch_size < 1 or world_size < 1:
@@ -190,7 +187,7 @@ class LengthGroupedSampler(Sampler[int]):
             )
         self.batch_size = batch_size
         self.world_size = world_size
-        self.lengths = lengths if mode.startswith("modality") else [abs(length) for length in lengths]
+        self.lengths = lengths
         self.mode = mode
         self.seed = seed
         self.epoch = 0

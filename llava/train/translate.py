@@ -164,7 +164,7 @@ def _sampling(training: TrainingArguments) -> Mode | Literal["shuffle"]:
         "modality": training.group_by_modality_length,
         "modality_auto": training.group_by_modality_length_auto,
         "variable": training.group_by_varlen,
-        "length": training.group_by_length or training.train_sampling_strategy == "group_by_length",
+        "length_auto": training.group_by_length or training.train_sampling_strategy == "group_by_length",
     }
     if training.train_sampling_strategy not in ("random", "group_by_length"):
         raise ValueError(f"--train_sampling_strategy {training.train_sampling_strategy} is not supported")

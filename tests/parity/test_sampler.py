@@ -61,7 +61,7 @@ def test_order_equals_the_published_one(case: Case, row: dict[str, Any]) -> None
 def test_sampler_visits_as_many_samples_as_the_published_one_claims(case: Case, row: dict[str, Any]) -> None:
     modes = {"group_by_modality": "modality", "group_by_modality_auto": "modality_auto", "variable_length": "variable"}
     sampler = LengthGroupedSampler(
-        row["batch_size"], row["world_size"], row["lengths"], mode=modes.get(row["mode"], "length")
+        row["batch_size"], row["world_size"], row["lengths"], mode=modes.get(row["mode"], "length_auto")
     )
     assert len(sampler) == row["len"] == len(list(sampler))
 

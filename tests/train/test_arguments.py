@@ -103,20 +103,21 @@ def test_warmup_steps_win_over_warmup_ratio(minimal: list[str]) -> None:
 def test_values_are_given_in_every_published_way(minimal: list[str]) -> None:
     run = parse_run([*minimal, "--mm_tunable_parts=mm_mlp_adapter", "--group_by_length", "--lora_r", "8"])
     assert run.stage.trainable == {"projector", "adapters"}
-    assert run.sampling == "length"
+    assert run.sampling == "length_auto"
 
 
 @pytest.mark.parametrize(
     ("flag", "mode"),
     [
-        ("group_by_modality_length", "modality"),
-        ("group_by_modality_length_auto", "modality_auto"),
-        ("group_by_varlen", "variable"),
-        ("group_by_length", "length"),
+        ("--group_by_modality_length True", "modality"),
+        ("--group_by_modality_length_auto True", "modality_auto"),
+        ("--group_by_varlen True", "variable"),
+        ("--group_by_length True", "length_auto"),
+        ("--train_sampling_strategy group_by_length", "length_auto"),
     ],
 )
 def test_each_grouping_flag_chooses_an_order(minimal: list[str], flag: str, mode: str) -> None:
-    assert parse_run([*minimal, f"--{flag}", "True"]).sampling == mode
+    assert parse_run([*minimal, *flag.split()]).sampling == mode
     assert parse_run(minimal).sampling == "shuffle"
 
 

@@ -1,9 +1,14 @@
 """Orders of samples: permutations, single-modality batches, and the same again after a resume."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from llava.train.llava_trainer import LLaVATrainer
 from llava.train.sampler import ORDERS, LengthGroupedSampler
+from tests.train.data import make_dataset, picture_record, text_record
 
 LENGTHS = [(-1 if index % 3 == 0 else 1) * (1 + index * 7 % 31) for index in range(101)]
 
@@ -30,6 +35,27 @@ def test_order_is_a_function_of_seed_and_epoch(mode: str) -> None:
     assert list(LengthGroupedSampler(2, 2, LENGTHS, mode=mode, seed=4)) != epochs[0]
 
 
+@pytest.mark.parametrize("mode", ["length_auto", "modality_auto", "variable"])
+def test_batches_of_similar_length_have_little_padding(mode: str) -> None:
+    lengths = [1 + index * 37 % 1000 for index in range(1024)]
+    order = list(LengthGroupedSampler(8, 4, lengths, mode=mode))
+    batches = [[lengths[index] for index in order[start : start + 8]] for start in range(0, len(order), 8)]
+    assert sum(8 * max(batch) for batch in batches) < 1.3 * sum(lengths)
+
+
+@pytest.mark.parametrize("mode", ORDERS)
+def test_the_trainer_orders_by_words_and_pictures_unless_modalities_stay_apart(mode: str) -> None:
+    trainer: Any = SimpleNamespace(
+        train_dataset=make_dataset([picture_record("a.png"), text_record()]),
+        run=SimpleNamespace(sampling=mode),
+        args=SimpleNamespace(seed=0, data_seed=None, world_size=1, gradient_accumulation_steps=1),
+        _train_batch_size=1,
+        add_callback=lambda callback: None,
+    )
+    sampler: Any = LLaVATrainer._get_train_sampler(trainer)
+    assert sampler.lengths == ([6, -4] if mode.startswith("modality") else [134, 4])
+
+
 @pytest.mark.parametrize("mode", ["modality", "modality_auto"])
 def test_at_most_the_last_two_global_batches_mix_modalities(mode: str) -> None:
     order = list(LengthGroupedSampler(2, 3, LENGTHS, mode=mode))
@@ -46,8 +72,8 @@ def test_iterating_leaves_the_global_generator_alone() -> None:
 
 def test_bad_settings_are_refused_with_what_there_is() -> None:
     with pytest.raises(ValueError, match="sample 1 has length 0"):
-        LengthGroupedSampler(1, 1, [3, 0])
+        LengthGroupedSampler(1, 1, [3, 0], mode="modality")
     with pytest.raises(ValueError, match="length_auto"):
         LengthGroupedSampler(1, 1, [3], mode="size")
     with pytest.raises(ValueError, match="at least 1"):
-        LengthGroupedSampler(0, 1, [3])
+        LengthGroupedSampler(0, 1, [3], mode="modality")
