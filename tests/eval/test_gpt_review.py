@@ -13,7 +13,7 @@ from tests.eval.conftest import read_rows, write_jsonl
 RULES = {
     "llava_bench_conv": {"role": "Assistant", "prompt": "Rate them."},
     "conv": {"role": "Helper", "prompt": "Judge them."},
-    "general": {"role": "Assistant", "prompt": "Compare."},
+    "default": {"role": "Assistant", "prompt": "Compare."},
 }
 # Scores 8 and the number of calls so far, and keeps what it was asked.
 JUDGE = """
@@ -80,17 +80,58 @@ def test_the_older_reviews_describe_boxes_or_no_picture(files: list[str], tmp_pa
     eval_gpt_review_visual.main([*files, "-c", str(tmp_path / "context.jsonl")])
     eval_gpt_review.main([*files[:-4], "-o", str(tmp_path / "text.jsonl"), *files[-2:]])
     asked = (tmp_path / "asked").read_text().split("=====")
-    assert "[Context]\ncat: [0, 1, 2, 3]\n\n[Question]" in asked[0]
+    assert asked[0].startswith("[Context]\nA cat.\nIt sits.\n\ncat: [0, 1, 2, 3]\n\n[Question]\nQ4?")
     assert "[Helper 1]\nref says 4" in asked[0]
     assert asked[2].startswith("[Question]\nQ4?")
 
 
 def test_a_judge_that_fails_and_a_missing_rule_are_named(files: list[str], tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the judge 'false' failed with code 1"):
+    with pytest.raises(ValueError, match="the judge 'false' failed with code 1"):
         eval_gpt_review.main([*files[:-1], "false"])
     (tmp_path / "rule.json").write_text("{}")
     with pytest.raises(ValueError, match="no category 'conv'"):
         eval_gpt_review.main(files)
+
+
+def test_questions_without_pictures_fall_back_to_the_default_rule(files: list[str], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "q.jsonl", [{**row, "category": "generic"} for row in read_rows(tmp_path / "q.jsonl")])
+    eval_gpt_review.main(files)
+    assert (tmp_path / "asked").read_text().split("=====")[0].endswith("[System]\nCompare.\n\n")
+    assert [row["category"] for row in read_rows(tmp_path / "out.jsonl")] == ["generic"] * 2
+    with pytest.raises(ValueError, match="no category 'generic'"):
+        eval_gpt_review_visual.main([*files, "-c", str(tmp_path / "context.jsonl")])
+
+
+def test_the_judge_is_told_how_long_a_review_may_be(files: list[str], tmp_path: Path) -> None:
+    judge = "import os; print(os.environ['MAX_TOKENS'], 1)"
+    (tmp_path / "judge.py").write_text(judge)
+    eval_gpt_review.main([*files, "--max-tokens", "77"])
+    assert read_rows(tmp_path / "out.jsonl")[0]["tuple"] == [77.0, 1.0]
+
+
+@pytest.mark.parametrize("order", [[5, 4], [4], [4, 5, 6]])
+def test_answers_to_other_questions_are_not_reviewed(files: list[str], tmp_path: Path, order: list[int]) -> None:
+    write_jsonl(tmp_path / "hyp.jsonl", [{"question_id": n, "text": "x"} for n in order])
+    with pytest.raises(ValueError, match=r"line \d: the question's id is \w+, the hypothesis answer's \w+"):
+        eval_gpt_review.main(files)
+    assert not (tmp_path / "asked").exists()
+
+
+def test_reviews_of_other_answers_are_not_continued(files: list[str], tmp_path: Path) -> None:
+    eval_gpt_review.main(files)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    write_jsonl(tmp_path / "hyp.jsonl", [{"question_id": n, "answer_id": f"new{n}", "text": "x"} for n in (4, 5)])
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 is no review of this question and these answers; name another"):
+        eval_gpt_review.main(files)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_a_torn_last_review_is_asked_for_again(files: list[str], tmp_path: Path) -> None:
+    eval_gpt_review.main(files)
+    first, second = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_bytes(first + second[:30])
+    eval_gpt_review.main(files)
+    assert [row["tuple"] for row in read_rows(tmp_path / "out.jsonl")] == [[8.0, 1.0], [8.0, 3.0]]
 
 
 @pytest.mark.parametrize(
