@@ -35,9 +35,17 @@ def summarize(reviews: Sequence[dict[str, Any]], ignored: Collection[int] = ()) 
     return result
 
 
+def review_files(folder: Path) -> list[Path]:
+    """Those that are named like reviews, or all if none is. Raises ValueError if there are none."""
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"{folder} holds no .jsonl files of reviews")
+    return [file for file in files if file.name.startswith(PREFIXES)] or files
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-d", "--dir", default=None, help="every review file in it")
+    parser.add_argument("-d", "--dir", default=None, help="its files named gpt4_text*, reviews_* or review_*, else all")
     parser.add_argument("-v", "--version", default=None, help="only files whose name contains it")
     parser.add_argument("-s", "--select", nargs="*", default=None, help="only files whose name contains all of these")
     parser.add_argument("-f", "--files", nargs="*", default=None)
@@ -46,9 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.files and not args.dir:
         parser.error("name review files with -f, or a folder of them with -d")
     root = Path(args.dir or ".")
-    files = [root / name for name in args.files or ()] or [
-        file for file in sorted(root.glob("*.jsonl")) if file.name.startswith(PREFIXES)
-    ]
+    files = [root / name for name in args.files or ()] or review_files(root)
     wanted = [*(args.select or ()), *([args.version] if args.version else ())]
     for file in files:
         if not all(word in file.name for word in wanted):

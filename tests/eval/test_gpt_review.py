@@ -141,6 +141,18 @@ def test_scores_are_the_two_numbers_of_the_first_line(review: str, scores: list[
     assert parse_scores(review) == scores
 
 
+def test_a_folder_of_reviews_is_read_whatever_they_are_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"holds no \.jsonl files of reviews"):
+        summarize_gpt_review.main(["-d", str(tmp_path)])
+    rows = [{"question_id": 0, "tuple": [8, 4]}]
+    for name in ("llava-v1.5-13b", "review_mine"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        summarize_gpt_review.main(["-d", str(tmp_path)])
+        assert capsys.readouterr().out.splitlines()[0] == name
+
+
 def test_the_summary_compares_means_and_leaves_failures_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """conv: (8 + 6) / 2 = 7 and (4 + 3) / 2 = 3.5, 50 %. detail: 10 and 9, 90 %. all: 8 and 16 / 3, 66.7 %."""
     reviews = [("conv", [8, 4]), ("conv", [6, 3]), ("detail", [10, 9]), ("detail", [-1, -1]), ("detail", [1, 1])]
