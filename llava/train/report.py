@@ -123,8 +123,10 @@ def report_run(trainer: Any) -> None:
     again = f"python -m llava.train.report {directory}"
     looks: list[Look] = []
     try:
-        is_partitioned = trainer.writer.engine.name == "zero3"  # then no process can run the student alone
-        looks = look_at_data(trainer) if is_partitioned or trainer.is_world_process_zero() else []
+        distill = trainer.run.distill
+        shards = trainer.writer.engine.name == "zero3" or (distill is not None and distill.shard_teachers)
+        # No process can run alone what is sharded: the others would wait for it elsewhere.
+        looks = look_at_data(trainer) if shards or trainer.is_world_process_zero() else []
     except Exception as error:
         logger.warning(f"the report has no pictures: {error!r}. Draw them with `{again} --image FILE ...`")
     if not trainer.is_world_process_zero():
