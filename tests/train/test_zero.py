@@ -25,7 +25,7 @@ def flags(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return {
         "version": "v1",
         "data_path": one_rank_without_pictures(world, folder),
-        "encoder_teachers": ["clip", f"eva:path={make_eva(folder)},size=64,heads=2", f"dinov2:path={folder / 'dinov2'}"],
+        "encoder_teachers": ["clip", f"eva:path={make_eva(folder)},size=64,heads=2", f"dinov2:path={folder}/dinov2"],
         "moe_encoder_lora_rank": 4,
         "tune_all": True,
         "image_aspect_ratio": "anyres",
