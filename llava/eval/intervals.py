@@ -45,23 +45,14 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentiles of the mean over resampled clusters."""
     sums, counts = _sums(values, clusters)
-    return ratio_interval(sums, counts, confidence=confidence, resamples=resamples, seed=seed)
-
-
-def ratio_interval(
-    parts: ArrayLike, wholes: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Percentiles of sum(parts) / sum(wholes) over resampled pairs of them."""
-    above, below = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    groups = len(above)
-    ratios = []
+    means, groups = [], len(sums)
     size = max(1, BLOCK // groups)
     for start in range(0, resamples, size):
         drawn = generator.integers(groups, size=(min(size, resamples - start), groups))
-        ratios.append(above[drawn].sum(axis=1) / below[drawn].sum(axis=1))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
@@ -116,6 +107,21 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan)
     half = t_quantile(confidence, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
     return Interval(float(array.mean()) - half, float(array.mean()) + half)
+
+
+def ratio_interval(parts: ArrayLike, wholes: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Of mean(parts) / mean(wholes) over runs, after Fieller: those ratios r for which parts - r * wholes cannot be
+    told from 0. Both ends are nan for one run, and where the wholes themselves cannot be told from 0."""
+    above, below = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
+    if len(above) < 2:
+        return Interval(math.nan, math.nan)
+    spread = t_quantile(confidence, len(above) - 1) ** 2 / len(above) * np.cov(above, below)
+    squared = float(below.mean() ** 2 - spread[1, 1])
+    if squared <= 0:
+        return Interval(math.nan, math.nan)
+    middle = float(above.mean() * below.mean() - spread[0, 1])
+    half = math.sqrt(max(0.0, middle**2 - squared * float(above.mean() ** 2 - spread[0, 0])))
+    return Interval((middle - half) / squared, (middle + half) / squared)
 
 
 def paired_t_test(differences: ArrayLike) -> float:

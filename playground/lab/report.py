@@ -118,7 +118,7 @@ def _preface(rows: Sequence[Row], split: str) -> str:
         "Percent of right answers. Brackets: 95 % intervals, Student's t over seeds. A difference is to the arm under "
         "`against`, from the seeds that both have (pairs); p is of the paired t test, then adjusted after Holm for "
         "the comparisons of its table. By kind of question: mean ± standard deviation over seeds. Share of the gap: "
-        "percent, with bootstrap intervals over seeds; no gap where the ceiling is not surely above the baseline. "
+        "percent, with Fieller's intervals over seeds; no gap where the ceiling is not surely above the baseline. "
         "Core s: processor seconds of the training process in both stages, median over seeds. The claims of the ladder "
         "are judged by intervals that hold for all rungs at once (Bonferroni, 95 %): confirmed, refuted (on the other "
         f"side of 0, or short of {SMALLEST_STEP} points), or undecided.\n\n"

@@ -65,10 +65,13 @@ def test_the_bootstrap_resamples_whole_pictures_of_different_sizes() -> None:
     assert bootstrap_interval([1, 1, 1, 0], ["a", "a", "a", "b"], confidence=0.6) == (0.0, 1.0)
 
 
-def test_a_ratio_is_resampled_as_pairs() -> None:
-    """1 of 2 and 3 of 4: resamples have ratio 1/2, 4/6 twice as often, or 3/4."""
-    assert ratio_interval([1, 3], [2, 4]) == (0.5, 0.75)
-    assert ratio_interval([1, 3], [2, 4], confidence=0.4) == (pytest.approx(4 / 6), pytest.approx(4 / 6))
+def test_at_the_ends_of_a_ratio_the_difference_is_just_told_from_nothing() -> None:
+    parts, wholes = np.array([9.3, 17.9, 12.6, 13.4, 15.3]), np.array([15.0, 17.2, 14.1, 19.5, 15.8])
+    low, high = ratio_interval(parts, wholes)
+    assert low < parts.mean() / wholes.mean() < high
+    assert [paired_t_test(parts - end * wholes) for end in (low, high)] == [pytest.approx(0.05)] * 2
+    assert all(np.isnan(ratio_interval(parts, wholes - 16))), "the wholes may be nothing"
+    assert all(np.isnan(ratio_interval([1.0], [2.0]))), "one run"
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_discordant_questions() -> None:
