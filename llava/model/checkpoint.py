@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from llava.model.checkpoint_check import build_skeleton, check_state, expected_shapes
+from llava.model.checkpoint_check import build_skeleton, check_state, expected_shapes, is_read
 from llava.model.checkpoint_config import model_class_of, read_config, student_config
 from llava.model.checkpoint_gather import gather_state_dict
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json, read_state_dict
@@ -98,7 +98,7 @@ def build_student(
     if attn_implementation == "sdpa" and not model_class._supports_sdpa:
         attn_implementation = "eager"  # MPT
     skeleton = build_skeleton(model_class, config, source)
-    state = check_state(with_tower(state, skeleton, config), skeleton, source)
+    state = check_state(with_tower(state, skeleton, config, source), skeleton, source)
     model = model_class.from_pretrained(
         None,
         config=config,
@@ -116,16 +116,23 @@ def build_student(
     return model
 
 
-def with_tower(state: Mapping[str, Tensor], skeleton: PreTrainedModel, config: PreTrainedConfig) -> dict[str, Tensor]:
+def with_tower(state: Mapping[str, Tensor], skeleton: Any, config: PreTrainedConfig, source: str) -> dict[str, Tensor]:
     """`state` under the skeleton's names, with the tower tensors that it lacks from the encoder that config names.
 
-    Published 1.5 checkpoints hold no tower at all, later ones a whole one.
+    Published 1.5 checkpoints hold no tower at all, later ones a whole one, or none of its end, which is not read.
+    Raises CheckpointError for a tower with holes.
     """
     expected = expected_shapes(skeleton).keys()
     state = fit_expert_layers(fit_inner_name(state, skeleton.base_model_prefix), expected)
     lacking = [name for name in expected if canonical_name(name).startswith(VISION_MODEL) and name not in state]
     if not lacking:
         return state
+    read = [name for name in expected if is_read(canonical_name(name), skeleton.get_vision_tower().num_run_layers)]
+    if (absent := [name for name in read if name not in state]) and len(absent) < len(read):
+        raise CheckpointError(
+            f"{source} holds only {len(read) - len(absent)} of the {len(read)} tensors of its vision tower that are "
+            f"read; missing are {', '.join(absent[:4])} and others. Fetch the file that has them."
+        )
     tower = fit_expert_layers(fit_inner_name(read_tower(config.mm_vision_tower), skeleton.base_model_prefix), expected)
     found = {name: tower[name] for name in lacking if name in tower}
     logger.info(f"{len(found)} tensors of the vision tower come from {config.mm_vision_tower}")

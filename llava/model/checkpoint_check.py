@@ -85,6 +85,14 @@ def _named(what: str, names: list[str], hint: str) -> str:
     return f"{len(names)} tensors are {what}: {', '.join(names[:SHOWN])}{more}. {hint}"
 
 
+def is_read(name: str, num_layers: int) -> bool:
+    """Whether a tensor is the pretrained tower's (no expert's), and used where its first `num_layers` layers run."""
+    if not name.startswith(VISION_MODEL) or MOLE_NAME.search(name) or TOWER_END.match(name):
+        return False
+    layer = TOWER_LAYER.match(name)
+    return layer is None or int(layer["index"]) < num_layers
+
+
 def may_be_left_over(name: str, expected: Collection[str]) -> bool:
     """The end of a tower, which LLaVA never reads and so may leave unbuilt: last layers, final norm, pooling head;
     and the experts of such layers in a tower whose other layers have theirs."""

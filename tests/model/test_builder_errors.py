@@ -85,6 +85,18 @@ def test_a_tower_that_is_not_there(folder: Path) -> None:
     expect(folder, "/nowhere/clip-vit")
 
 
+def test_a_tower_with_holes(folder: Path) -> None:
+    hole = "model.vision_tower.vision_tower.vision_model.encoder.layers.1.mlp.fc1.weight"
+    change_weights(folder, lambda state: state.pop(hole))
+    expect(folder, rf"holds only \d+ of the \d+ tensors of its vision tower that are read; missing are {hole}")
+
+
+def test_the_end_of_a_tower_may_be_missing(folder: Path) -> None:
+    unread = ("encoder.layers.2.", "post_layernorm.")
+    change_weights(folder, lambda state: [state.pop(name) for name in [*state] if any(end in name for end in unread)])
+    assert load(folder)[1].get_vision_tower().select_layer == -2
+
+
 def test_a_tower_on_the_hub_that_cannot_be_reached(folder: Path) -> None:
     change_config(folder, lambda raw: raw.update(mm_vision_tower="openai/clip-vit-none-such"))
     expect(folder, r"vision tower 'openai/clip-vit-none-such'.*Download it")

@@ -53,6 +53,7 @@ class SigLipVisionTower(VisionTower):
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__(vision_tower, args, delay_load)
+        self.num_run_layers = self._num_layers(self.config)
         if self.settings.moe is not None:
             raise ValueError(
                 "mixture-of-LoRA experts (config.moe) need a CLIP vision tower; this one is SigLIP. "
@@ -70,6 +71,6 @@ class SigLipVisionTower(VisionTower):
     def encode(self, images: Tensor, with_cls_attention: bool = False) -> StudentFeatures:
         if with_cls_attention:
             raise ValueError("SigLIP has no class token whose attention could be given")
-        last = self._num_layers(self.config)
+        last = self.num_run_layers
         patches = self._hidden_states(images, {last}, last)[last]
         return StudentFeatures(features=patches, patches=patches)

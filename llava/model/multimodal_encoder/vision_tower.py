@@ -54,10 +54,12 @@ class TowerSettings:
 
 
 class VisionTower(nn.Module):
-    """Base of the towers; a subclass names its classes, says which layers it reads and how it splits features."""
+    """Base of the towers; a subclass names its classes, says which layers it reads and how it splits features.
+    num_run_layers: how many layers run, from the first on."""
 
     config_class: ClassVar[type[CLIPVisionConfig] | type[SiglipVisionConfig]]
     has_class_token: ClassVar[bool]
+    num_run_layers: int
 
     def __init__(self, vision_tower: str, args: Any, delay_load: bool = False) -> None:
         super().__init__()
