@@ -11,7 +11,7 @@ class NonFiniteLoss(RuntimeError):
     """A loss term became NaN or infinite; the message names the term and the samples."""
 
 
-USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError, NonFiniteLoss)
+USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteLoss)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import TextIO
 from PIL import Image
 
 from llava.conversation import conv_templates
+from llava.errors import readable_errors
 from llava.inference import Chat, Decoding, Turn, choose_template, place
 from llava.remote import SERVING_LIMITS, load_image
 
@@ -155,28 +156,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    try:
-        decoding = Decoding(arguments.temperature, arguments.top_p, max_new_tokens=arguments.max_new_tokens)
-        for location in arguments.image_file:  # a wrong path is told before the model is loaded
-            if "://" not in location and not Path(location).expanduser().exists():
-                raise FileNotFoundError(f"there is no picture at {location}")
-        chat = Chat.load(
-            arguments.model_path,
-            arguments.model_base,
-            load_8bit=arguments.load_8bit,
-            load_4bit=arguments.load_4bit,
-            **place(arguments.device),
-        )
-        chat.template = pick_template(arguments, chat)
-        terminal = Terminal(chat, decoding, input, sys.stdout, arguments.debug)
-        for location in arguments.image_file:
-            terminal.add_picture(location)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    decoding = Decoding(arguments.temperature, arguments.top_p, max_new_tokens=arguments.max_new_tokens)
+    for location in arguments.image_file:  # a wrong path is told before the model is loaded
+        if "://" not in location and not Path(location).expanduser().exists():
+            raise FileNotFoundError(f"there is no picture at {location}")
+    chat = Chat.load(
+        arguments.model_path,
+        arguments.model_base,
+        load_8bit=arguments.load_8bit,
+        load_4bit=arguments.load_4bit,
+        **place(arguments.device),
+    )
+    chat.template = pick_template(arguments, chat)
+    terminal = Terminal(chat, decoding, input, sys.stdout, arguments.debug)
+    for location in arguments.image_file:
+        terminal.add_picture(location)
     with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 (lines can be edited, and earlier ones come back with the arrow keys)
     terminal.run()
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -13,7 +13,7 @@ ASK_SECONDS = 10.0
 STREAM_SECONDS = 100.0  # without a word from the worker
 
 
-class ServiceError(RuntimeError):
+class ServiceError(ConnectionError):
     """What a controller or worker reported, or that it could not be reached. code: 0 for the latter."""
 
     def __init__(self, reason: str, code: int = 0) -> None:

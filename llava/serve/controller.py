@@ -11,11 +11,20 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI, Request
 
 from llava.constants import CONTROLLER_HEART_BEAT_EXPIRATION
-from llava.serve.http_service import BadRequest, StreamUntilGone, check_service, field, new_app, read_json
+from llava.errors import readable_errors
+from llava.serve.http_service import (
+    BadRequest,
+    StreamUntilGone,
+    check_service,
+    field,
+    listen,
+    new_app,
+    read_json,
+    run_app,
+)
 from llava.serve.stream import NO_WORKER, UNREACHABLE, describe, encode, new_request_id
 from llava.serve.worker_registry import DISPATCH_METHODS, Registry, WorkerStatus
 from llava.utils import build_logger
@@ -176,9 +185,9 @@ def main(argv: list[str] | None = None) -> None:
     build_logger("controller", "controller.log", redirect=False)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logger.info("args: %s", arguments)
-    app = create_app(Registry(arguments.dispatch_method))
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info", timeout_graceful_shutdown=5)
+    run_app(create_app(Registry(arguments.dispatch_method)), listen(arguments.host, arguments.port))
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -15,6 +15,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 
 from llava.conversation import conv_templates
+from llava.errors import readable_errors
 from llava.inference import Chat, place
 from llava.serve.demo_chat import ChatTab
 from llava.serve.demo_encoder import EncoderTab
@@ -94,21 +95,19 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        examples = find_examples(arguments.model_path, arguments.examples)
-        chat = Chat.load(
-            arguments.model_path,
-            arguments.model_base,
-            arguments.conv_mode,
-            load_4bit=arguments.load_4bit,
-            load_8bit=arguments.load_8bit,
-            **place(arguments.device),
-        )
-        teachers = load_teachers(arguments.teachers, chat)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    examples = find_examples(arguments.model_path, arguments.examples)
+    chat = Chat.load(
+        arguments.model_path,
+        arguments.model_base,
+        arguments.conv_mode,
+        load_4bit=arguments.load_4bit,
+        load_8bit=arguments.load_8bit,
+        **place(arguments.device),
+    )
+    teachers = load_teachers(arguments.teachers, chat)
     launch(build(chat, teachers, examples), arguments.host, arguments.port, arguments.share)
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

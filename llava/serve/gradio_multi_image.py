@@ -3,6 +3,7 @@
 python -m llava.serve.gradio_multi_image --controller http://localhost:21001
 """
 
+from llava.errors import readable_errors
 from llava.serve.gradio_web_server import run
 
 
@@ -11,4 +12,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -13,7 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from llava.serve.client import ServiceError
+from llava.errors import readable_errors
 from llava.serve.sessions import serve
 from llava.serve.upload_boxes import PictureBox
 from llava.serve.web_page import Settings, WebPage
@@ -142,7 +142,7 @@ def run(argv: list[str] | None, description: str | None, boxes: int, concurrency
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logger.info("args: %s", arguments)
     if arguments.moderate and not os.environ.get("OPENAI_API_KEY"):
-        raise SystemExit("--moderate asks OpenAI and needs OPENAI_API_KEY in the environment")
+        raise ValueError("--moderate asks OpenAI and needs OPENAI_API_KEY in the environment")
     settings = Settings(
         controller=arguments.controller_url,
         boxes=boxes,
@@ -151,11 +151,7 @@ def run(argv: list[str] | None, description: str | None, boxes: int, concurrency
         is_moderated=arguments.moderate,
         is_embedded=arguments.embed,
     )
-    try:
-        demo = build_demo(WebPage(settings))
-    except (ServiceError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    serve(demo.queue(), arguments.host, arguments.port, arguments.share)
+    serve(build_demo(WebPage(settings)).queue(), arguments.host, arguments.port, arguments.share)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -163,4 +159,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
+from llava.errors import readable_errors
 from llava.inference import Chat, place
 from llava.serve.generation import Answerer, GenerationRequest, Generator
 from llava.serve.heartbeat import Heartbeat
@@ -116,24 +117,22 @@ def main(argv: list[str] | None = None) -> None:
     logger.info("args: %s", arguments)
     if arguments.multi_modal:
         logger.warning("--multi-modal is deprecated and not needed: the checkpoint's config decides")
-    try:
-        controller = None if arguments.no_register else check_service(arguments.controller_address)
-        address = check_service(arguments.worker_address)
-        listener = listen(arguments.host, arguments.port)
-        chat = Chat.load(
-            arguments.model_path,
-            arguments.model_base,
-            name=arguments.model_name,
-            load_8bit=arguments.load_8bit,
-            load_4bit=arguments.load_4bit,
-            use_flash_attn=arguments.use_flash_attn,
-            **place(arguments.device),
-        )
-        worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    controller = None if arguments.no_register else check_service(arguments.controller_address)
+    address = check_service(arguments.worker_address)
+    listener = listen(arguments.host, arguments.port)
+    chat = Chat.load(
+        arguments.model_path,
+        arguments.model_base,
+        name=arguments.model_name,
+        load_8bit=arguments.load_8bit,
+        load_4bit=arguments.load_4bit,
+        use_flash_attn=arguments.use_flash_attn,
+        **place(arguments.device),
+    )
+    worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
     run_app(create_app(worker), listener)
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -7,6 +7,10 @@ import argparse
 
 import httpx
 
+from llava.errors import readable_errors
+from llava.serve.client import ServiceError
+from llava.serve.http_service import check_service
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,14 +24,15 @@ def main(argv: list[str] | None = None) -> None:
         "worker_status": None,
     }
     try:
-        url = arguments.controller_address.rstrip("/") + "/register_worker"
+        url = check_service(arguments.controller_address) + "/register_worker"
         response = httpx.post(url, json=message, timeout=30, trust_env=False)
     except httpx.HTTPError as error:
-        raise SystemExit(f"the controller at {arguments.controller_address} cannot be reached: {error}") from None
+        raise ServiceError(f"the controller at {arguments.controller_address} cannot be reached: {error}") from None
     if response.status_code != 200:
-        raise SystemExit(f"the controller refused (status {response.status_code}): {response.text}")
+        raise ServiceError(f"the controller refused (status {response.status_code}): {response.text}")
     print(f"registered {arguments.worker_name}")
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -85,7 +85,7 @@ class LimitBodies:
 
 
 def serve(page: gr.Blocks, host: str, port: int | None, share: bool = False, **options: Any) -> Any:
-    """Serves a page under limits; `options` are gradio's. Ends the program with one line where a port is taken."""
+    """Serves a page under limits; `options` are gradio's. Raises ValueError where a port is taken."""
     try:
         return page.launch(
             server_name=host,
@@ -101,4 +101,4 @@ def serve(page: gr.Blocks, host: str, port: int | None, share: bool = False, **o
         )
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise SystemExit(f"error: the page cannot be served at {host} ({reason}); try another --port") from None
+        raise ValueError(f"the page cannot be served at {host} ({reason}); try another --port") from None

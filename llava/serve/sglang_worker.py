@@ -21,6 +21,7 @@ import httpx
 from PIL import Image
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import readable_errors
 from llava.inference import Decoding
 from llava.mm_utils import get_model_name_from_path
 from llava.serve.client import ASK_SECONDS, STREAM_SECONDS, ServiceError
@@ -138,16 +139,14 @@ def main(argv: list[str] | None = None) -> None:
     build_logger("model_worker", f"model_worker_{uuid.uuid4().hex[:6]}.log", redirect=False)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write a line for every heartbeat
     logger.info("args: %s", arguments)
-    try:
-        controller = None if arguments.no_register else check_service(arguments.controller_address)
-        address = check_service(arguments.worker_address)
-        listener = listen(arguments.host, arguments.port)
-        chat = SglangChat(arguments.sgl_endpoint, arguments.model_name)
-        worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
-    except (ServiceError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    controller = None if arguments.no_register else check_service(arguments.controller_address)
+    address = check_service(arguments.worker_address)
+    listener = listen(arguments.host, arguments.port)
+    chat = SglangChat(arguments.sgl_endpoint, arguments.model_name)
+    worker = ModelWorker(chat, arguments.limit_model_concurrency, arguments.stream_interval, controller, address)
     run_app(create_app(worker), listener)
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -6,6 +6,7 @@ python -m llava.serve.test_message --model-name llava-v1.5-7b --message "Tell me
 import argparse
 
 from llava.conversation import default_conversation
+from llava.errors import readable_errors
 from llava.inference import stop_string
 from llava.serve.client import ControllerClient, ServiceError, generate
 
@@ -44,11 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model-name", default="facebook/opt-350m")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--message", default=QUESTION)
-    try:
-        ask(parser.parse_args(argv))
-    except ServiceError as error:
-        raise SystemExit(str(error)) from None
+    ask(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

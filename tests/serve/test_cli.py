@@ -119,7 +119,7 @@ def test_another_template_than_the_checkpoints_is_warned_of(chat: Chat, capsys: 
 
 
 def test_a_picture_that_is_not_there_is_told_before_the_model_is_loaded() -> None:
-    with pytest.raises(SystemExit, match=r"no picture at nowhere\.png"):
+    with pytest.raises(FileNotFoundError, match=r"no picture at nowhere\.png"):
         main(["--model-path", "no/such/model", "--image-file", "nowhere.png"])
 
 

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from llava.inference import Chat
 from llava.serve import controller as controller_module
 from llava.serve import register_worker, test_message
+from llava.serve.client import ServiceError
 from llava.serve.controller import create_app, parse_arguments
 from llava.serve.model_worker import ModelWorker
 from llava.serve.model_worker import create_app as create_worker_app
@@ -210,9 +211,9 @@ def test_register_worker_registers_by_hand(address: str, chat: Chat, capsys: pyt
     with serving(create_worker_app(ModelWorker(chat))) as worker:
         register_worker.main(["--controller", address, "--worker", worker])
         assert post(f"{address}/list_models").json() == {"models": ["llava-tiny"]}
-    with pytest.raises(SystemExit, match="refused"):
+    with pytest.raises(ServiceError, match="refused"):
         register_worker.main(["--controller", address, "--worker", worker])
-    with pytest.raises(SystemExit, match="cannot be reached"):
+    with pytest.raises(ServiceError, match="cannot be reached"):
         register_worker.main(["--controller", f"http://127.0.0.1:{free_port()}", "--worker", worker])
 
 
@@ -223,7 +224,7 @@ def test_test_message_prints_the_answer(address: str, chat: Chat, capsys: pytest
         arguments = ["--controller", address, "--model-name", "llava-tiny", "--message", "Hi", "--max-new-tokens", "4"]
         test_message.main(arguments)
     assert capsys.readouterr().out.startswith("Hi\n")
-    with pytest.raises(SystemExit, match="no worker serves 'other'"):
+    with pytest.raises(ServiceError, match="no worker serves 'other'"):
         test_message.main(["--controller", address, "--model-name", "other"])
 
 

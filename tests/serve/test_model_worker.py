@@ -313,7 +313,7 @@ def test_a_taken_port_is_told_before_the_model_is_loaded(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         arguments = ["--model-path", "nothing", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]
-        with pytest.raises(SystemExit, match=r"error: cannot listen at .* already in use"):
+        with pytest.raises(ValueError, match=r"cannot listen at .* already in use"):
             model_worker.main(arguments)
 
 

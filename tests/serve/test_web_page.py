@@ -14,6 +14,7 @@ from PIL import Image
 from llava.conversation import conv_templates
 from llava.inference import Chat
 from llava.serve import gradio_web_server
+from llava.serve.client import ServiceError
 from llava.serve.controller import create_app
 from llava.serve.gradio_web_server import build_demo, parse_arguments
 from llava.serve.model_worker import ModelWorker
@@ -279,7 +280,7 @@ def test_the_flags_are_the_published_ones() -> None:
     assert (found.share, found.moderate, found.embed) == (False, False, False)
 
 
-def test_a_controller_that_is_not_there_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"error: the controller at .* does not answer"):
+    with pytest.raises(ServiceError, match=r"the controller at .* does not answer"):
         gradio_web_server.main(["--controller", f"http://127.0.0.1:{free_port()}"])
