@@ -18,6 +18,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.conversation import Conversation, conv_templates
 from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.tokenizer import end_tokens
 from llava.template_choice import check_template, choose_template, stop_string, until_stop
 from llava.token_count import count_tokens
 
@@ -232,8 +233,10 @@ class Chat:
         if count_tokens(self.model, inputs) > self.prompt_limit:
             alone = (self.inputs([prompt], [pictures]) for prompt, pictures in zip(prompts, images, strict=True))
             self.overlong += sum(count_tokens(self.model, one) > self.prompt_limit for one in alone)
+        # The text that is cut below no longer has a stop that is a special token.
+        ends = end_tokens(self.tokenizer, self.model.generation_config.eos_token_id, stop)
         with torch.inference_mode():
-            tokens = self.model.generate(**inputs, **decoding.arguments())
+            tokens = self.model.generate(**inputs, **decoding.arguments(), eos_token_id=ends or None)
         if not self.sees:  # a plain language model repeats the prompt
             tokens = tokens[:, inputs["inputs"].shape[1] :]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)

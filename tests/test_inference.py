@@ -1,21 +1,24 @@
 """Chat: prompts, tokens, streaming, stopping, and several threads at once."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.inference import Chat, ContextExceeded, Decoding, Turn
 from llava.template_choice import choose_template, stop_string, until_stop
 from llava.token_count import count_tokens
-from tests.tiny import NUM_PATCHES, PINPOINTS, save_tiny_llava, tiny_lm_folder
+from tests.tiny import NUM_PATCHES, PINPOINTS, save_tiny_llava, tiny_llava, tiny_lm_folder
+from tests.tokenizers import chatml
 
 MOE = {
     "moe_encoder": True,
@@ -133,6 +136,33 @@ def test_an_answer_ends_where_the_context_does(chat: Chat) -> None:
     room = chat.room(chat.inputs([text], [images]))
     assert 0 < room < 512
     list(chat.stream(text, images, Decoding(temperature=0, max_new_tokens=2)))
+
+
+@contextmanager
+def saying(model: PreTrainedModel, ids: Iterable[int]) -> Iterator[None]:
+    """The model writes `ids`, whatever it is asked."""
+    script = iter(ids)
+
+    def speak(head: torch.nn.Module, inputs: object, logits: torch.Tensor) -> None:
+        logits[..., next(script)] = 1e4
+
+    handle = model.get_output_embeddings().register_forward_hook(speak)
+    yield
+    handle.remove()
+
+
+def test_a_stop_that_is_a_special_token_ends_an_answer(tmp_path: Path) -> None:
+    tokenizer = chatml()
+    tokenizer.eos_token = "<|endoftext|>"
+    model = tiny_llava(tmp_path, vocab_size=len(tokenizer))
+    chat = Chat(tokenizer, model, model.get_vision_tower().image_processor, 512, template="qwen_1_5")
+    text, images, stop = ask(chat, Turn("Is it?"))
+    ids = tokenizer("Yes.<|im_end|>\n<|im_start|>user\nAnd?").input_ids
+    decoding = Decoding(temperature=0, max_new_tokens=len(ids))
+    with saying(model, ids):
+        assert chat.answer_all([text], [images], decoding, stop) == ["Yes."]
+    with saying(model, ids):
+        assert list(chat.stream(text, images, decoding, stop))[-1] == "Yes."
 
 
 @pytest.mark.parametrize("words", [200, 100_000])
