@@ -5,7 +5,6 @@ so that a crash while writing, a full disk or an interrupted copy is noticed bef
 """
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -13,7 +12,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from llava.model.checkpoint_io import write_json
 from llava.train.environment import gather_objects, rank, say
 
 MARKER = "complete.json"
@@ -48,27 +49,22 @@ def mark_complete(directory: str | Path, step: int, engine: Engine, resumable: b
     folder = Path(directory)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    temporary = folder / (MARKER + ".writing")
-    with open(temporary, "w") as file:
-        json.dump({"step": step, "resumable": resumable, "engine": asdict(engine), "files": sizes}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(folder / MARKER)
+    write_json({"step": step, "resumable": resumable, "engine": asdict(engine), "files": sizes}, folder / MARKER)
+
+
+def read_marker(directory: str | Path) -> dict[str, Any]:
+    return json.loads((Path(directory) / MARKER).read_text())
 
 
 def defect(directory: str | Path) -> str | None:
-    """Why a checkpoint cannot be resumed from; None if it is complete."""
+    """Why a checkpoint is not complete; None if it is."""
     folder = Path(directory)
-    marker = folder / MARKER
-    if not marker.is_file():
+    if not (folder / MARKER).is_file():
         return f"it has no {MARKER}, so it was not written to the end"
     try:
-        content = json.loads(marker.read_text())
-        sizes, resumable = content["files"], content["resumable"]
+        sizes = read_marker(folder)["files"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return f"its {MARKER} cannot be read"
-    if not resumable:
-        return "it holds the model alone (--save_only_model)"
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
@@ -78,16 +74,20 @@ def defect(directory: str | Path) -> str | None:
     return None
 
 
-def written_by(directory: str | Path) -> Engine:
-    return Engine(**json.loads((Path(directory) / MARKER).read_text())["engine"])
+def obstacle(directory: str | Path) -> str | None:
+    """Why a checkpoint cannot be resumed from; None if it can."""
+    problem = defect(directory)
+    if problem is None and not read_marker(directory)["resumable"]:
+        return "it holds the model alone (--save_only_model)"
+    return problem
 
 
 def complete_everywhere(output_dir: str | Path) -> list[str]:
-    """Names of the checkpoints that are complete for every process: machines may have disks of their own.
+    """Names of the checkpoints that every process can resume from: machines may have disks of their own.
 
     Every process must call it. Raises ValueError where there are some, but none that all of them see.
     """
-    seen: list[list[str]] = gather_objects([path.name for path in checkpoints(output_dir) if defect(path) is None])
+    seen: list[list[str]] = gather_objects([path.name for path in checkpoints(output_dir) if obstacle(path) is None])
     common = [name for name in seen[0] if all(name in names for names in seen)]
     if not common and any(seen):
         listed = "; ".join(f"process {rank} has {', '.join(names) or 'none'}" for rank, names in enumerate(seen))
@@ -99,10 +99,10 @@ def complete_everywhere(output_dir: str | Path) -> list[str]:
 
 
 def last_checkpoint(output_dir: str | Path, among: Collection[str] | None = None) -> Path | None:
-    """The newest complete checkpoint, of those `among` names if given. Newer ones that cannot be used are named in a
-    warning and passed over."""
+    """The newest checkpoint to resume from, of those `among` names if given. Newer ones that cannot be used are named
+    in a warning and passed over."""
     for path in reversed(checkpoints(output_dir)):
-        problem = defect(path)
+        problem = obstacle(path)
         if problem is None and among is not None and path.name not in among:
             problem = "it is not complete on every machine"
         if problem is None:
@@ -127,7 +127,7 @@ def checkpoint_to_resume(output_dir: str | Path, asked: str | None, engine: Engi
         found = Path(asked)
         if not found.is_dir():
             raise FileNotFoundError(f"--resume_from_checkpoint {asked}: no such directory")
-        if (problem := defect(found)) is not None:
+        if (problem := obstacle(found)) is not None:
             raise ValueError(f"--resume_from_checkpoint {asked}: {problem}")
     if found is None:
         return None
@@ -136,7 +136,7 @@ def checkpoint_to_resume(output_dir: str | Path, asked: str | None, engine: Engi
 
 
 def _check_engine(checkpoint: Path, engine: Engine) -> None:
-    writer = written_by(checkpoint)
+    writer = Engine(**read_marker(checkpoint)["engine"])
     same = writer == engine if writer.is_sharded or engine.is_sharded else True
     if not same:
         raise ValueError(

@@ -154,6 +154,11 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--bits {self.bits} does not work under ZeRO-3; use scripts/zero2.json")
         if self.lora_bias not in ("none", "all", "lora_only"):
             raise ValueError(f"--lora_bias {self.lora_bias!r}: choose none, all or lora_only")
+        if self.save_only_model and self.load_best_model_at_end:
+            raise ValueError(
+                "--load_best_model_at_end reads the training state of the best checkpoint, which --save_only_model "
+                "leaves out; drop one of the two"
+            )
         if self.remove_unused_columns:
             raise ValueError("--remove_unused_columns True would drop images from the batch; leave it out")
 

@@ -189,6 +189,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--image_aspect_ratio", "tall"], "tall"),
     (["--lora_bias", "some"], "lora_only"),
     (["--train_sampling_strategy", "batch_rebalance"], "batch_rebalance"),
+    (["--save_only_model", "True", "--load_best_model_at_end", "True"], "drop one of the two"),
 ]
 
 

@@ -21,11 +21,11 @@ from tests.train.runs import KILLED, RUN_FLAGS, STAGE_ONE, STAGE_TWO, World, com
 ALONE = Engine("torch", 1)
 
 
-def _checkpoint(folder: Path, step: int, engine: Engine = ALONE) -> Path:
+def _checkpoint(folder: Path, step: int, engine: Engine = ALONE, resumable: bool = True) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "weights.bin").write_bytes(b"x" * step)
-    mark_complete(path, step, engine)
+    mark_complete(path, step, engine, resumable)
     return path
 
 
@@ -94,8 +94,23 @@ def test_old_checkpoints_go_only_when_newer_ones_are_complete(tmp_path: Path) ->
     (tmp_path / "checkpoint-6" / MARKER).unlink()
     keep_newest(tmp_path, 1)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
-    keep_newest(tmp_path, 1, best=str(tmp_path / "checkpoint-4"))
-    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_the_best_checkpoint_stays_however_old(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        _checkpoint(tmp_path, step)
+    keep_newest(tmp_path, 1, best=str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-6"]
+
+
+def test_checkpoints_of_the_model_alone_are_cleared_away_too_and_never_resumed(tmp_path: Path) -> None:
+    for step in (2, 4):
+        _checkpoint(tmp_path, step, resumable=False)
+    keep_newest(tmp_path, 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-4"]
+    assert checkpoint_to_resume(tmp_path, None, ALONE) is None
+    with pytest.raises(ValueError, match="holds the model alone"):
+        checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-4"), ALONE)
 
 
 @pytest.mark.slow
