@@ -12,7 +12,7 @@ from llava.train.data_config import DataConfig
 from llava.train.images import actual_format, decode, read_bytes
 from llava.train.labeling import Labeler
 from llava.train.record_files import RecordSource
-from llava.train.records import BadSample, ImageRef, Record
+from llava.train.records import CONTENT, BadSample, ImageRef, Record
 from llava.train.sources import read_record
 
 
@@ -113,7 +113,7 @@ def modality(record: Record) -> str:
 
 
 def survey_image(config: DataConfig, image: ImageRef, where: str, survey: Survey) -> None:
-    if isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes):
+    if isinstance(image, Mapping) and isinstance(image.get("bytes"), CONTENT):
         survey.folders["(inside the records)"] += 1
         survey.findings += check_picture(image, None, where)
         return

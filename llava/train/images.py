@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from llava.train.records import BadSample, ImageRef
+from llava.train.records import CONTENT, BadSample, ImageRef
 
 # Pillow refuses pictures of more pixels than this; padded to a square they must stay below it as well.
 MAX_PIXELS = 178_956_970
@@ -36,11 +36,11 @@ def read_bytes(reference: ImageRef, folder: str | None, where: str) -> tuple[byt
     """(content, name) of a picture by path below `folder`, or of one that is inside the record."""
     name = reference if isinstance(reference, str) else reference.get("path")
     data = None if isinstance(reference, str) else reference.get("bytes")
-    if isinstance(data, bytes):
+    if isinstance(data, CONTENT):
         name = name or "picture inside the record"
         if not data:
             raise BadSample(f"{where}: {name} is empty (0 bytes)", "empty_image")
-        return data, name
+        return bytes(data), name
     assert isinstance(name, str)  # as parse_record has made sure
     path = os.path.join(folder, name) if folder else name
     return read_file(path, where, "image"), path

@@ -2,6 +2,7 @@
 
 Parquet can only be read in row groups, often hundreds of pictures for the sake of one. The columns that training needs
 are therefore copied once, uncompressed, into a cache folder; all workers of all ranks then share the mapped file.
+A picture inside a row is a view of that file: it is read by whoever decodes it, not by who reads the row.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("id", "image", "images", "video", "conversations")
+PICTURES = ("image", "images")
 ROWS = 64  # rows per chunk of the copy
 
 
@@ -33,19 +37,24 @@ class ParquetFile:
         self.path = path
         self.arrow_path = arrow_path
         self.rows = rows
-        self._table: pyarrow.Table | None = None
+        self._batches: list[pyarrow.RecordBatch] = []
+        self._ends: list[int] = []  # of the batches, by row
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_table": None}
+        return self.__dict__ | {"_batches": [], "_ends": []}
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, index: int) -> Any:
-        if self._table is None:
+        if not self._batches:
             arrow = import_pyarrow()
-            self._table = arrow.ipc.open_file(arrow.memory_map(self.arrow_path)).read_all()
-        row = self._table.slice(index, 1).to_pylist()[0]
+            self._batches = arrow.ipc.open_file(arrow.memory_map(self.arrow_path)).read_all().to_batches()
+            self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        part = bisect_right(self._ends, index)
+        batch, position = self._batches[part], index - self._ends[part]  # from the end
+        values = {name: batch[name][position] for name in batch.schema.names}
+        row = {name: without_copy(value) if name in PICTURES else value.as_py() for name, value in values.items()}
         if "images" in row:
             row["image"] = row.pop("images") if row.get("image") is None else row["image"]
         if not isinstance(row["conversations"], str):
@@ -61,6 +70,19 @@ class ParquetFile:
 
     def origin(self, index: int) -> str:
         return self.path
+
+
+def without_copy(scalar: Any) -> Any:
+    """What `as_py` of an Arrow scalar gives, but with views of the file in place of bytes."""
+    arrow = import_pyarrow()
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, arrow.StructScalar):
+        return {name: without_copy(value) for name, value in scalar.items()}
+    if isinstance(scalar, arrow.ListScalar):
+        return [without_copy(value) for value in scalar]
+    is_bytes = isinstance(scalar, arrow.BinaryScalar) and not isinstance(scalar, arrow.StringScalar)
+    return memoryview(scalar.as_buffer()).cast("B") if is_bytes else scalar.as_py()
 
 
 def import_pyarrow() -> Any:

@@ -16,6 +16,7 @@ EXTRA_ROLES = ("system", "tool", "function", "observation")
 MAX_CHARACTERS = 2_000_000
 
 ImageRef = str | Mapping[str, Any]  # a path, or {"bytes": ..., "path": ...} as in parquet
+CONTENT = (bytes, memoryview)  # what the bytes are: read, or still in a mapped file
 
 
 class DataError(ValueError):
@@ -103,13 +104,13 @@ def parse_images(raw: Mapping[str, Any], where: str) -> tuple[ImageRef, ...]:
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         if isinstance(entry, Mapping):
-            if not isinstance(entry.get("bytes"), bytes) and not isinstance(entry.get("path"), str):
+            if not isinstance(entry.get("bytes"), CONTENT) and not isinstance(entry.get("path"), str):
                 raise BadSample(f"{where}: an image object needs 'bytes' or a 'path', it has {sorted(map(str, entry))}")
-        elif not isinstance(entry, (str, bytes)):
+        elif not isinstance(entry, (str, *CONTENT)):
             raise BadSample(f"{where}: 'image' must be a path or a list of paths, but holds {kind(entry)}")
         elif not entry:
             raise BadSample(f"{where}: 'image' is an empty string; leave the key out for a sample without image")
-    return tuple({"bytes": entry} if isinstance(entry, bytes) else entry for entry in entries)
+    return tuple({"bytes": entry} if isinstance(entry, CONTENT) else entry for entry in entries)
 
 
 def parse_video(raw: Mapping[str, Any], where: str) -> str | tuple[str, ...] | None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from llava.train.parquet_file import open_parquet
 from llava.train.record_files import RecordSource, open_json, open_json_lines, require_file
-from llava.train.records import BadSample, DataError, Record, kind, parse_record
+from llava.train.records import CONTENT, BadSample, DataError, Record, kind, parse_record
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 STRATEGIES = "all, first:N, first:P%, end:N, end:P%, random:N or random:P%"
@@ -200,7 +200,7 @@ def sample_key(raw: Any) -> str:
         first = pictures[0] if isinstance(pictures, list) else pictures
         if isinstance(first, Mapping):
             first = first.get("bytes") or first.get("path")
-        return hashlib.blake2b(first).hexdigest() if isinstance(first, bytes) else str(first)
+        return hashlib.blake2b(first).hexdigest() if isinstance(first, CONTENT) else str(first)
     if raw.get("id") is not None:
         return str(raw["id"])
     return json.dumps(raw, sort_keys=True, default=str)

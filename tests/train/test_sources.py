@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,21 @@ def test_parquet_takes_lists_of_images_and_conversations_as_text(tmp_path: Path)
     pq.write_table(table, tmp_path / "a.parquet")
     row = open_records(str(tmp_path / "a.parquet"))[0]
     assert row == {"image": [b"1", b"2"], "conversations": RECORDS[0]["conversations"]}
+
+
+def test_parquet_rows_are_read_without_their_pictures(tmp_path: Path) -> None:
+    pictures = [{"bytes": bytes([index]) * 50_000, "path": None} for index in range(150)]
+    table = {"id": range(150), "image": pictures, "conversations": [RECORDS[0]["conversations"]] * 150}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    records = open_records(str(tmp_path / "a.parquet"))
+    assert records[0]["id"] == 0  # opens the file
+    tracemalloc.start()
+    rows = [records[index] for index in range(150)]
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 1_000_000
+    assert [row["id"] for row in rows] == list(range(150))
+    assert [row["image"] for row in rows] == pictures
 
 
 def test_a_changed_parquet_file_is_copied_again(tmp_path: Path) -> None:
