@@ -26,6 +26,7 @@ def test_a_folder_in_place_of_a_file_is_one_line(
         ("cli", "--image-file nowhere.png", "error: there is no picture at nowhere.png"),
         ("demo", "--model-path nothing --examples nowhere", "error: --examples nowhere is not a folder"),
         ("controller", "--host 192.0.2.1", "error: cannot listen at 192.0.2.1"),
+        ("controller", "--port 80000", "error: cannot listen at localhost, port 80000"),
         ("model_worker", "--controller localhost:10000", NOT_AN_ADDRESS),
         ("sglang_worker", "--controller localhost:10000 --sgl-endpoint http://localhost:1", NOT_AN_ADDRESS),
         ("register_worker", "--controller localhost:10000 --worker http://localhost:1", NOT_AN_ADDRESS),

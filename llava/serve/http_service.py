@@ -99,8 +99,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror}); try another --port") from None
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen at {host}, port {port} ({error}); try another --port") from None
 
 
 def run_app(app: FastAPI, listener: socket.socket) -> None:

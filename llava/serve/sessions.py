@@ -85,7 +85,7 @@ class LimitBodies:
 
 
 def serve(page: gr.Blocks, host: str, port: int | None, share: bool = False, **options: Any) -> Any:
-    """Serves a page under limits; `options` are gradio's. Raises ValueError where a port is taken."""
+    """Serves a page under limits; `options` are gradio's. Raises ValueError for a port that cannot be had."""
     try:
         return page.launch(
             server_name=host,
@@ -99,6 +99,6 @@ def serve(page: gr.Blocks, host: str, port: int | None, share: bool = False, **o
             head=HEAD,
             **options,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the page cannot be served at {host} ({reason}); try another --port") from None

@@ -245,12 +245,11 @@ def test_an_upload_is_limited_in_total_and_leaves_nothing_when_it_is_refused(
     assert set(Path(get_upload_folder()).iterdir()) == before
 
 
-def test_a_taken_port_is_told(chat: Chat) -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(ValueError, match="try another --port"),
-    ):
-        launch(build(chat), "127.0.0.1", taken.getsockname()[1])
+def test_a_port_that_cannot_be_had_is_told(chat: Chat) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 80_000):
+            with pytest.raises(ValueError, match="try another --port"):
+                launch(build(chat), "127.0.0.1", port)
 
 
 def test_the_flags_have_the_documented_defaults() -> None:
