@@ -45,9 +45,9 @@ class CheckpointWriter:
     @property
     def engine(self) -> Engine:
         args = self.trainer.args
-        if self.trainer.is_deepspeed_enabled:
-            return Engine(f"zero{zero_stage(args.deepspeed)}", args.world_size)
-        return Engine("torch", args.world_size)
+        name = f"zero{zero_stage(args.deepspeed)}" if self.trainer.is_deepspeed_enabled else "torch"
+        readers = 1 if self.trainer.accelerator.split_batches else args.world_size
+        return Engine(name, args.world_size, readers * args.train_batch_size * args.gradient_accumulation_steps)
 
     def begin(self, step: int) -> str:
         """An empty `checkpoint-N`: what an interrupted write of the same step left behind is removed."""

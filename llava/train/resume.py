@@ -23,10 +23,14 @@ CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 @dataclass(frozen=True)
 class Engine:
-    """What wrote a checkpoint, and must read it: DeepSpeed's shards fit only the same stage and process count."""
+    """What wrote a checkpoint, and must read it: DeepSpeed's shards fit only the same stage and process count.
+
+    batch: samples of a step, over all processes, by which steps are counted; None where a checkpoint does not say.
+    """
 
     name: str
     processes: int
+    batch: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name} with {self.processes} process{'es' * (self.processes > 1)}"
@@ -137,11 +141,17 @@ def checkpoint_to_resume(output_dir: str | Path, asked: str | None, engine: Engi
 
 def _check_engine(checkpoint: Path, engine: Engine) -> None:
     writer = Engine(**read_marker(checkpoint)["engine"])
-    same = writer == engine if writer.is_sharded or engine.is_sharded else True
-    if not same:
+    same = (writer.name, writer.processes) == (engine.name, engine.processes)
+    if not same and (writer.is_sharded or engine.is_sharded):
         raise ValueError(
             f"{checkpoint} was written by {writer}, and this run is {engine}. Resume with the same "
             "--deepspeed file and as many processes, or begin anew with another --output_dir."
+        )
+    if writer.batch not in (None, engine.batch):
+        raise ValueError(
+            f"{checkpoint} was written with {writer.batch} samples a step, and this run has {engine.batch}: its steps "
+            "would not be counted in the same epochs. Choose --gradient_accumulation_steps so that processes times "
+            f"--per_device_train_batch_size times that is {writer.batch}, or begin anew with another --output_dir."
         )
 
 

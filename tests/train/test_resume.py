@@ -1,5 +1,6 @@
 """A run that dies at any moment goes on as if nothing had happened."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_shards_of_another_engine_are_refused(tmp_path: Path) -> None:
 def test_without_shards_the_number_of_processes_may_change(tmp_path: Path) -> None:
     path = _checkpoint(tmp_path, 2, Engine("torch", 2))
     assert checkpoint_to_resume(tmp_path, None, ALONE) == str(path)
+
+
+@pytest.mark.parametrize("name", ["torch", "zero2"])
+def test_another_number_of_samples_a_step_is_refused(tmp_path: Path, name: str) -> None:
+    path = _checkpoint(tmp_path, 2, Engine(name, 4, batch=64))
+    assert checkpoint_to_resume(tmp_path, None, Engine(name, 4, batch=64)) == str(path)
+    with pytest.raises(ValueError, match=r"64 samples a step, and this run has 128.*--gradient_accumulation_steps"):
+        checkpoint_to_resume(tmp_path, None, Engine(name, 4, batch=128))
+
+
+def test_a_checkpoint_that_does_not_say_its_batch_is_resumed(tmp_path: Path) -> None:
+    """Earlier versions wrote none."""
+    path = _checkpoint(tmp_path, 2)
+    marker = json.loads((path / MARKER).read_text())
+    del marker["engine"]["batch"]
+    (path / MARKER).write_text(json.dumps(marker))
+    assert checkpoint_to_resume(tmp_path, None, Engine("torch", 1, batch=64)) == str(path)
 
 
 def test_machines_with_disks_of_their_own_go_on_from_what_all_of_them_have(

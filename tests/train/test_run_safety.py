@@ -77,6 +77,17 @@ def test_a_checkpoint_of_another_stage_is_refused(
         train_tiny(world, out, monkeypatch, STAGE_TWO, {"max_steps": 8})
 
 
+def test_a_checkpoint_of_another_batch_is_refused_unless_accumulation_makes_up_for_it(
+    world: World, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(stage_one, tmp_path / "again")
+    half = {"per_device_train_batch_size": 1, "max_steps": 5}
+    with pytest.raises(ValueError, match="2 samples a step, and this run has 1"):
+        train_tiny(world, out, monkeypatch, STAGE_ONE, half)
+    train_tiny(world, out, monkeypatch, STAGE_ONE, half, {"gradient_accumulation_steps": 2})
+    assert len(losses(out)) == 5
+
+
 def test_overwriting_the_output_directory_begins_again(
     world: World, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
