@@ -1,5 +1,6 @@
 """The launch scripts of the benchmarks, run as printed on a tiny checkpoint."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 def test_every_column_of_the_paper_has_a_script() -> None:
     names = {script.stem for script in SCRIPTS}
     local = {"gqa", "textvqa", "pope", "sqa", "mme", "mmbench", "mmbench_cn", "seed"}
-    assert local | {"vqav2", "vizwiz", "mmvet", "lmms"} <= names
+    assert local | {"vqav2", "vizwiz", "mmvet", "llavabench", "lmms"} <= names
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -45,6 +46,8 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     done = run("pope.sh", "somewhere", EVAL_DIR=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr == f"{tmp_path}/pope/coco is missing; docs/evaluation.md tells where it comes from.\n"
+    done = run("llavabench.sh", "somewhere", EVAL_DIR=str(tmp_path), JUDGE="")
+    assert done.stderr == "JUDGE names no command that reviews; docs/evaluation.md shows one.\n"
 
 
 @pytest.mark.parametrize("checkpoint", ["run/llava-7b", "llava-7b/", "/a/run-b/checkpoint-450/", "checkpoint-450"])
@@ -52,6 +55,22 @@ def test_results_are_named_like_their_model(checkpoint: str) -> None:
     source = f'. "{ROOT}/scripts/eval/common.sh" "{checkpoint}"; echo "$name"'
     done = subprocess.run(["bash", "-c", source], capture_output=True, text=True, check=True)
     assert done.stdout == get_model_name_from_path(checkpoint) + "\n"
+
+
+@pytest.mark.slow
+def test_llavabench_has_its_answers_reviewed_and_summarized(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "llava-bench-in-the-wild"
+    shutil.copytree(pictures, folder / "images")
+    rows = [{"question_id": n, "image": f"{color}.png", "text": "What?"} for n, color in enumerate(COLORS)]
+    write_jsonl(folder / "questions.jsonl", [{**row, "category": "conv"} for row in rows])
+    write_jsonl(folder / "context.jsonl", [{"image": row["image"], "caption": "One color."} for row in rows])
+    write_jsonl(folder / "answers_gpt4.jsonl", rows)
+    (folder / "rule.json").write_text(json.dumps({"llava_bench_conv": {"role": "Assistant", "prompt": "Rate."}}))
+    options = ("--max_new_tokens", "4", "--device", "cpu", "--workers", "0")
+    done = run("llavabench.sh", str(checkpoint), *options, EVAL_DIR=str(tmp_path), NAME="tiny", JUDGE="echo 8 6")
+    assert done.returncode == 0, done.stderr
+    assert "judge: echo 8 6" in done.stdout
+    assert "all 75.0 80.0 60.0" in done.stdout
 
 
 @pytest.mark.slow
