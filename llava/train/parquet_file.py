@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from llava.model.checkpoint_io import atomic
 from llava.train.record_files import require_file
 from llava.train.records import BadSample, DataError
 
@@ -158,21 +159,15 @@ def locked(copy: Path) -> Iterator[None]:
 
 
 def write_copy(source: Any, columns: list[str], copy: Path, arrow: Any) -> None:
-    """Writes the copy under another name first, so that a killed run leaves no half of one."""
+    """Raises OSError where there is no room for it."""
     metadata = source.metadata
     size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     free = shutil.disk_usage(copy.parent).free
     if size > free:
         raise OSError(f"it needs about {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free")
-    partial = copy.with_suffix(f".{os.getpid()}.partial")
     schema = arrow.schema([source.schema_arrow.field(name) for name in columns])
-    try:
-        with arrow.ipc.new_file(str(partial), schema) as writer:
-            bar = tqdm(total=metadata.num_rows, unit="row", desc=f"copy {copy.name}", delay=2, leave=False)
-            with bar:
-                for batch in source.iter_batches(batch_size=ROWS, columns=columns):
-                    writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
-                    bar.update(batch.num_rows)
-        os.replace(partial, copy)
-    finally:
-        partial.unlink(missing_ok=True)
+    bar = tqdm(total=metadata.num_rows, unit="row", desc=f"copy {copy.name}", delay=2, leave=False)
+    with bar, atomic(copy) as temporary, arrow.ipc.new_file(str(temporary), schema) as writer:
+        for batch in source.iter_batches(batch_size=ROWS, columns=columns):
+            writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
+            bar.update(batch.num_rows)

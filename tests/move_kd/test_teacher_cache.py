@@ -121,7 +121,7 @@ def test_a_killed_writing_resumes_where_it_stopped(tmp_path: Path) -> None:
     for view in views(4):
         writer.add(sample_key(view), reduce_features(teacher(prepared(teacher, [view])), None)[0])
     writer.close()  # killed: one sample was pending, no mark was left
-    (writer.folder / "shard-000-00002.safetensors.partial").write_bytes(b"half")
+    (writer.folder / ".shard-000-00002.safetensors.1.tmp").write_bytes(b"half")
     with pytest.raises(CacheError, match=r"is not complete: none of its writers finished"):
         TeacherCache(writer.folder)
     again = CacheWriter(tmp_path, manifest, blank, shard_bytes=size)
@@ -131,7 +131,7 @@ def test_a_killed_writing_resumes_where_it_stopped(tmp_path: Path) -> None:
     cache = TeacherCache(folder)
     cache.verify()
     assert len(cache) == 6
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.tmp"))
     for view in views(6):
         assert torch.equal(cache.read(sample_key(view))["patches"], teacher(prepared(teacher, [view])).patches[0])
 

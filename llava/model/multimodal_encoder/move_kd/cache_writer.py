@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 from safetensors.torch import save
 from torch import Tensor
 
+from llava.model.checkpoint_io import atomic, write_json
 from llava.model.multimodal_encoder.move_kd.cache import BLANK, MANIFEST, CacheError, Manifest, checksum
 
 SHARD_BYTES = 512 * 1024**2
@@ -121,8 +122,9 @@ class CacheWriter:
             "sha256": hashlib.sha256(content).hexdigest(),
             "samples": {key: checksum(sample) for key, sample in self._pending.items()},
         }
-        _put(self.folder / name, content)
-        _put((self.folder / name).with_suffix(".json"), json.dumps(listing).encode())  # last: it makes the shard count
+        with atomic(self.folder / name) as temporary:
+            temporary.write_bytes(content)
+        write_json(listing, (self.folder / name).with_suffix(".json"))  # last: it makes the shard count
         self._shards.append(name)
         self._next += 1
         self._pending = {}
@@ -130,7 +132,7 @@ class CacheWriter:
     def finish(self) -> None:
         """Write what is pending, and the mark that says this writer is done."""
         self.flush()
-        _put(self._mark, json.dumps({"shards": self._shards}).encode())
+        write_json({"shards": self._shards}, self._mark)
         self.close()
 
     def close(self) -> None:
@@ -163,7 +165,7 @@ class CacheWriter:
             self.known.update(samples)
             if shard.name.startswith(f"shard-{self.writer:03d}-"):
                 own.append(shard.name)
-        for path in self.folder.glob(f"shard-{self.writer:03d}-*"):
+        for path in self.folder.glob(f"*shard-{self.writer:03d}-*"):
             if path.suffix != ".json" and path.name not in own:
                 path.unlink()
         return own
@@ -193,13 +195,3 @@ def _put_manifest(folder: Path, manifest: Manifest) -> None:
             raise CacheError(f"{folder} holds {there.features}, this teacher gives {manifest.features}") from None
     finally:
         partial.unlink()
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Appear whole or not at all, even if the machine stops."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
