@@ -15,8 +15,15 @@ UNQUANTIZED = [f"{inner}.{part}" for inner in ("model", "transformer") for part 
 CPU_BLOCK = (32, 64)  # outputs and inputs of the blocks in which bitsandbytes packs 4-bit weights for a CPU
 
 
-def quantization_config(load_8bit: bool, load_4bit: bool, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """bitsandbytes settings for 8 bit, or for 4 bit (nf4, double quantization); None for neither.
+def quantization_config(
+    load_8bit: bool,
+    load_4bit: bool,
+    compute_dtype: torch.dtype,
+    *,
+    double_quant: bool = True,
+    quant_type: str = "nf4",
+) -> BitsAndBytesConfig | None:
+    """bitsandbytes settings for 8 bit, or for 4 bit; None for neither.
 
     Raises ValueError for both at once, ImportError if bitsandbytes is not installed.
     """
@@ -25,14 +32,14 @@ def quantization_config(load_8bit: bool, load_4bit: bool, compute_dtype: torch.d
     if load_8bit and load_4bit:
         raise ValueError("load_8bit and load_4bit were both asked for. Choose one.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("loading in 4 or 8 bits needs bitsandbytes, which is not installed: pip install bitsandbytes")
+        raise ImportError("4 or 8 bits need bitsandbytes, which is not installed: pip install bitsandbytes")
     if load_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_quant_type=quant_type,
         llm_int8_skip_modules=UNQUANTIZED,
     )
 

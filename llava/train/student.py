@@ -11,10 +11,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from llava.anyres import parse_grid_pinpoints
 from llava.conversation import SeparatorStyle, conv_templates
 from llava.model.checkpoint import load_student
-from llava.model.checkpoint_config import read_config
+from llava.model.checkpoint_config import is_hf_native, read_config
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
-from llava.model.quantization import UNQUANTIZED
+from llava.model.quantization import quantization_config
 from llava.model.tokenizer import add_image_tokens, grow_embeddings
 from llava.train.run_config import LoraSettings, ModelConfig, QuantizationSettings, Run
 
@@ -63,6 +63,8 @@ def build_student(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
 def _overwritten(config: ModelConfig, moe: Mapping[str, Any] | None) -> dict[str, Any]:
     """Entries of config.json that must hold before the model is built."""
     overwrite: dict[str, Any] = {}
+    if config.vision is not None and has_tower(config.path):
+        overwrite["mm_vision_tower"] = config.vision.vision_tower
     if config.rope_scaling is not None:
         overwrite["rope_scaling"] = dict(config.rope_scaling)
     return overwrite if moe is None else {**overwrite, "moe": dict(moe)}
@@ -87,14 +89,12 @@ def _loading_dtype(run: Run) -> torch.dtype:
 def _quantization(settings: QuantizationSettings | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if settings is None:
         return None
-    if settings.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_use_double_quant=settings.double_quant,
-        bnb_4bit_quant_type=settings.quant_type,
-        llm_int8_skip_modules=UNQUANTIZED,
+    return quantization_config(
+        settings.bits == 8,
+        settings.bits == 4,
+        compute_dtype,
+        double_quant=settings.double_quant,
+        quant_type=settings.quant_type,
     )
 
 
@@ -136,6 +136,11 @@ def experts_of(path: str, asked: Mapping[str, Any], given: Collection[str]) -> d
         if name not in (*CHANGEABLE, *BEGINNINGS, "moe_encoder_dense") and own[name] != asked[name]:
             raise ValueError(f"--{name} {asked[name]} does not fit the experts of {path}, which say {own[name]}")
     return MoLEConfig.from_dict({**own, **changed}).to_dict() if changed else dict(stored)
+
+
+def has_tower(path: str) -> bool:
+    raw = read_config(path)
+    return raw.get("mm_vision_tower") is not None or is_hf_native(raw)
 
 
 def lacks_experts(path: str) -> bool:
