@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, split_torch_state_dict_into_shards
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import constants, hf_hub_download, split_torch_state_dict_into_shards
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
@@ -61,7 +60,7 @@ def _fetch(repository: str, name: str) -> Path | None:
     try:
         return Path(hf_hub_download(repository, name))
     except LocalEntryNotFoundError as error:
-        cached = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"), "snapshots")
+        cached = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"), "snapshots")
         if cached.is_dir():
             return None
         reason: Exception = error

@@ -67,7 +67,6 @@ class ModelConfig:
     dtype: torch.dtype
     attn_implementation: str
     max_length: int
-    cache_dir: str | None
     vision: VisionConfig | None
     lora: LoraSettings | None
     quantization: QuantizationSettings | None

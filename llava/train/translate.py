@@ -11,6 +11,7 @@ from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_io import CheckpointError, has_weights
 from llava.train.data_config import DataConfig
 from llava.train.distill_arguments import DistillArguments
+from llava.train.environment import use_cache
 from llava.train.model_arguments import DataArguments, ModelArguments
 from llava.train.run_config import DistillRun, LoraSettings, ModelConfig, QuantizationSettings, Run, VisionConfig
 from llava.train.sampler import Mode
@@ -50,6 +51,8 @@ def build_run(
     """Check what no group can check by itself, and translate."""
     if not model.model_name_or_path:
         raise ValueError("--model_name_or_path is missing: a language model, or a LLaVA checkpoint to go on from")
+    if training.cache_dir is not None:
+        use_cache(training.cache_dir)
     distill.goes_on_with_experts = model.vision_tower is not None and has_experts(model.model_name_or_path)
     if distill.has_experts and model.vision_tower is None:
         raise ValueError("experts and teachers need a vision tower; add --vision_tower")
@@ -226,7 +229,6 @@ def _model_config(
         dtype=_dtype(training),
         attn_implementation=attention(training.attn_implementation or attn_implementation, training.notes),
         max_length=training.model_max_length,
-        cache_dir=training.cache_dir,
         vision=vision,
         lora=lora if training.lora_enable else None,
         quantization=quantization if training.bits != 16 else None,

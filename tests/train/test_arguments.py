@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 
+from llava.model.checkpoint_io import find_file
 from llava.train.arguments import FlagParser, parse_run
 from llava.train.legacy_flags import NO_EFFECT, RENAMED
 from llava.train.run_config import Run
@@ -223,6 +225,21 @@ def test_config_json_records_what_clients_read(minimal: list[str]) -> None:
     assert (extra["image_aspect_ratio"], extra["mm_projector_lr"]) == ("pad", 2e-5)
     assert extra["tokenizer_model_max_length"] == 4096
     assert extra["mm_use_im_start_end"] is False
+
+
+def test_the_hub_is_read_from_the_cache_that_is_asked_for(
+    minimal: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "nowhere")
+    repository, commit = tmp_path / "cache" / "models--org--m", "0" * 40
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text('{"moe": {"moe_encoder": true}}')
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    run = parse_run([*minimal, "--model_name_or_path", "org/m", "--cache_dir", str(tmp_path / "cache")])
+    assert run.model.vision is not None
+    assert run.model.vision.moe is not None
+    assert find_file("org/m", "generation_config.json") is None
 
 
 # -- DeepSpeed files and launch scripts
