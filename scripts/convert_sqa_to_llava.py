@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 
 from llava.errors import readable_errors
-from llava.eval.questions import read_json
-from llava.eval.science_qa import instruction, sample
+from llava.eval.science_qa import instruction, read_problems, sample
 
 
 def main() -> None:
@@ -21,16 +20,17 @@ def main() -> None:
     parser.add_argument("--prompt-format", "--prompt_format", default="QCM-LEPA")
     args = parser.parse_args()
     folder = Path(args.base_dir)
-    problems = read_json(folder / "problems.json")
-    split = read_json(folder / "pid_splits.json")[args.split]
+    problems = read_problems(folder, args.split)
     name = f"{args.split}_{args.prompt_format}"
     if args.task == "convert_to_llava":
-        samples = [sample(identity, problems[identity], args.prompt_format) for identity in split]
+        samples = [sample(identity, problem, args.prompt_format) for identity, problem in problems.items()]
         (folder / f"llava_{name}.json").write_text(json.dumps(samples, indent=2), encoding="utf-8")
     else:
-        lines = [json.dumps(instruction(identity, problems[identity], args.prompt_format)) for identity in split]
+        lines = [
+            json.dumps(instruction(identity, problem, args.prompt_format)) for identity, problem in problems.items()
+        ]
         (folder / f"scienceqa_{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    print(f"Number of samples: {len(split)}")
+    print(f"Number of samples: {len(problems)}")
 
 
 if __name__ == "__main__":

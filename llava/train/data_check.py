@@ -184,6 +184,11 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: at least 1")
+    if arguments.json:
+        try:
+            open(arguments.json, "a").close()  # rather than after hours
+        except OSError as error:
+            parser.error(f"--json {arguments.json}: cannot be written: {error.strerror}")
     return arguments
 
 

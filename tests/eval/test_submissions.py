@@ -199,3 +199,5 @@ def test_science_problems_become_samples_and_lines(tmp_path: Path, monkeypatch: 
         ["id", "instruction", "output"],
         ["id", "image", "instruction", "output"],
     ]
+    with pytest.raises(ValueError, match=r"no split 'dev' in .*there are test"):
+        run(monkeypatch, "convert_sqa_to_llava", "convert_to_llava", "--base-dir", tmp_path, "--split", "dev")

@@ -120,6 +120,15 @@ def test_unreadable_file_is_a_finding_and_a_wrong_folder_a_usage_error(
     assert "is not a folder" in capsys.readouterr().err
 
 
+def test_report_that_cannot_be_written_is_refused_before_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_json(tmp_path / "a.json", [text_record()])
+    with pytest.raises(SystemExit, match="2"):
+        main(["--data_path", path, "--json", str(tmp_path / "no folder" / "report.json")])
+    assert "report.json: cannot be written: No such file or directory" in capsys.readouterr().err
+
+
 def test_command_with_several_workers_finds_the_same(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "images")
     path, report = write_json(tmp_path / "a.json", faulty(folder)), tmp_path / "report.json"
