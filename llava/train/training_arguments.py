@@ -139,6 +139,8 @@ class TrainingArguments(transformers.TrainingArguments):
         self.activation_checkpointing_kwargs = {**options, "use_reentrant": False}
 
     def _validate(self) -> None:
+        if not self.output_dir:
+            raise ValueError("--output_dir is missing: the directory that checkpoints and the trained model go to")
         for name, why in UNSUPPORTED.items():
             if getattr(self, name):
                 raise ValueError(f"--{name} is not supported: {why}")

@@ -60,6 +60,7 @@ def build_run(
         raise ValueError("--data_path is missing: JSON, JSONL, parquet or a YAML mixture (docs/data.md)")
     if model.mm_resampler_type not in (None, "identity"):
         raise ValueError(f"--mm_resampler_type {model.mm_resampler_type!r} is not supported; leave it out")
+    _check_validation(data, training)
     implied_experts = distill.moe_encoder is None and distill.distills
     stage = select_stage(_stage_flags(model, training, implied_experts))
     trains_experts = "mole" in stage.trainable
@@ -90,6 +91,16 @@ def build_run(
         hf=training,
         warnings=tuple(training.notes),
     )
+
+
+def _check_validation(data: DataArguments, training: TrainingArguments) -> None:
+    """Raises ValueError for an evaluation without records; records without one are worth a note."""
+    held_out = [f"--{flag}" for flag in ("eval_data_path", "eval_split") if getattr(data, flag)]
+    evaluates = training.eval_strategy != "no" or training.eval_on_start
+    if evaluates and not held_out:
+        raise ValueError("--eval_strategy has no records to evaluate; add --eval_data_path or --eval_split")
+    if held_out and not evaluates:
+        training.notes.append(f"the records of {held_out[0]} are never evaluated; add --eval_strategy, or drop it")
 
 
 def has_experts(path: str) -> bool:

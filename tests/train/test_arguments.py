@@ -85,6 +85,12 @@ def test_nothing_is_warned_about_by_default(minimal: list[str]) -> None:
     assert parse_run(minimal).warnings == ()
 
 
+def test_records_that_nothing_evaluates_are_told(minimal: list[str]) -> None:
+    held_out = [*minimal, "--eval_split", "0.1"]
+    assert any("--eval_split are never evaluated" in line for line in parse_run(held_out).warnings)
+    assert parse_run([*held_out, "--eval_strategy", "epoch"]).warnings == ()
+
+
 def test_older_names_set_what_they_always_did(minimal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     old = "--evaluation_strategy epoch --warmup_ratio 0.03 --no_cuda True --per_gpu_train_batch_size 3 --eval_split 2"
@@ -191,6 +197,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--image_aspect_ratio", "tall"], "tall"),
     (["--lora_bias", "some"], "lora_only"),
     (["--train_sampling_strategy", "batch_rebalance"], "batch_rebalance"),
+    (["--eval_strategy", "epoch"], "add --eval_data_path or --eval_split"),
     (["--save_only_model", "True", "--load_best_model_at_end", "True"], "drop one of the two"),
 ]
 
@@ -207,7 +214,7 @@ def test_a_missing_file_is_named(flag: str, minimal: list[str]) -> None:
         parse_run([*minimal, flag, "nowhere.bin"])
 
 
-@pytest.mark.parametrize("flag", ["--model_name_or_path", "--data_path"])
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--data_path", "--output_dir"])
 def test_what_a_run_cannot_do_without_is_asked_for(flag: str, minimal: list[str]) -> None:
     position = minimal.index(flag)
     with pytest.raises(ValueError, match=flag):
