@@ -8,7 +8,6 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llava.conversation import Conversation, conv_templates
 from llava.model.checkpoint import load_parts
 from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_gather import is_partitioned
@@ -16,17 +15,14 @@ from llava.model.checkpoint_parts import load_own_adapters
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_encoder.move_kd.types import stack
 from llava.model.tokenizer import load_tokenizer
+from llava.train.data_config import DataConfig
 from llava.train.dataset import make_data_module
 from llava.train.environment import say
+from llava.train.prompts import training_template
+from llava.train.record_files import require_file
 from llava.train.run_config import DistillRun, ModelConfig, Run
+from llava.train.sources import expand
 from llava.train.training_arguments import zero_stage
-
-
-def select_template(name: str) -> Conversation:
-    """The template of `--version`; a name that is not known means Vicuna's, as it always did."""
-    if name not in conv_templates:
-        say(f"--version {name!r} is no template; vicuna_v1 is used. There are {', '.join(conv_templates)}")
-    return conv_templates.get(name, conv_templates["vicuna_v1"])
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -119,10 +115,17 @@ def set_precision(distiller: nn.Module, run: Run) -> None:
             parameter.data = parameter.data.to(torch.float32 if exact else run.model.dtype)
 
 
+def check_data(config: DataConfig) -> None:
+    """Raises DataError for a file of records that is not there, before models are loaded for nothing."""
+    for path in filter(None, (config.data_path, config.eval_data_path)):
+        for file in expand(path):
+            require_file(file)
+
+
 def build_data(
     run: Run, tokenizer: PreTrainedTokenizerBase, student: Any, teachers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """train_dataset, eval_dataset and data_collator."""
     processor = student.get_vision_tower().image_processor if run.model.vision is not None else None
     sources = {name: teacher.source for name, teacher in teachers.items()}
-    return make_data_module(tokenizer, run.data, processor, select_template(run.model.template), sources)
+    return make_data_module(tokenizer, run.data, processor, training_template(run.model.template), sources)

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,11 @@ from llava.model.multimodal_encoder.move_kd.teachers import build_teachers
 from llava.model.multimodal_encoder.move_kd.teachers.base import FrozenTeacher
 from llava.model.multimodal_encoder.move_kd.types import Source, View, stack
 from llava.train.arguments import parse_run
-from llava.train.build import build_tokenizer, select_template
+from llava.train.build import build_tokenizer, check_data
 from llava.train.dataset import SupervisedDataset, make_data_module
+from llava.train.prompts import training_template
 from llava.train.records import BadSample
-from llava.train.run_config import Run
+from llava.train.run_config import DistillRun, Run
 from llava.train.sources import read_record
 
 PROBE = 64  # samples looked at to find how many tiles a picture has
@@ -99,23 +100,20 @@ def parse_options(argv: Sequence[str]) -> tuple[CacheOptions, list[str]]:
     return options, rest
 
 
-def live_teachers(run: Run, tower: torch.nn.Module, device: torch.device) -> dict[str, FrozenTeacher]:
-    """The run's teachers. Raises ValueError if it has none."""
-    if run.distill is None or not run.distill.teachers:
-        raise ValueError("the run has no teachers to cache; add --encoder_teachers")
+def live_teachers(distill: DistillRun, tower: torch.nn.Module, device: torch.device) -> dict[str, FrozenTeacher]:
     teachers = build_teachers(
-        run.distill.teachers,
+        distill.teachers,
         student_tower=tower,
-        dtype=run.distill.teacher_dtype,
+        dtype=distill.teacher_dtype,
         device=device,
-        released=run.distill.released,
+        released=distill.released,
     )
     return {name: teacher for name, teacher in teachers.items() if isinstance(teacher, FrozenTeacher)}
 
 
 def datasets(run: Run, tower: Any, sources: Mapping[str, KeyedSource]) -> list[SupervisedDataset]:
     """Training and validation data as the run sees them, with these sources in place of the teachers'."""
-    tokenizer, template = build_tokenizer(run.model), select_template(run.model.template)
+    tokenizer, template = build_tokenizer(run.model), training_template(run.model.template)
     module = make_data_module(tokenizer, run.data, tower.image_processor, template, sources)
     return [part for part in (module["train_dataset"], module["eval_dataset"]) if part is not None]
 
@@ -174,12 +172,15 @@ def cache_teachers(argv: Sequence[str]) -> None:
     run = parse_run(rest)
     if run.model.vision is None:
         raise ValueError("the run has no --vision_tower, so there are no pictures to show to teachers")
-    if run.distill is None or run.distill.teacher_cache is None:
+    if run.distill is None or not run.distill.teachers:
+        raise ValueError("the run has no teachers to cache; add --encoder_teachers")
+    if run.distill.teacher_cache is None:
         raise ValueError("--teacher_cache is missing: the directory that the features go to")
+    check_data(run.data)
     root, pooled = parse_location(run.distill.teacher_cache)
-    options = CacheOptions(**{**vars(options), "pool": options.pool or pooled})
+    options = replace(options, pool=options.pool or pooled)
     tower = build_vision_tower(run.model.vision, delay_load=True)
-    teachers = live_teachers(run, tower, options.device)
+    teachers = live_teachers(run.distill, tower, options.device)
     described = {name: describe(teacher, options.pool) for name, teacher in teachers.items()}
     probe = datasets(run, tower, {name: KeyedSource(teacher.source) for name, teacher in teachers.items()})
     manifests = {name: manifest for name, (manifest, _) in described.items()}
@@ -189,9 +190,9 @@ def cache_teachers(argv: Sequence[str]) -> None:
     found.check()
     if options.dry_run:
         return
-    with ExitStack() as stack:
+    with ExitStack() as opened:
         writers = {
-            name: stack.enter_context(
+            name: opened.enter_context(
                 CacheWriter(root, *described[name], writer=options.writer, writers=options.writers)
             )
             for name in teachers

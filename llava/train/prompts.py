@@ -5,7 +5,6 @@ cover them. No token is counted and no text is searched, so role words or end to
 and any vocabulary are labeled exactly. Nothing here knows pictures, files or batches.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from llava.constants import (
 )
 from llava.conversation import Conversation, SeparatorStyle, conv_templates
 from llava.prompt_layout import TRAINING_LAYOUTS, Layout, Piece, Turn, render
+from llava.train.environment import say
 from llava.train.records import ROLES
 
 CHAT_STYLES = (SeparatorStyle.CHATML, SeparatorStyle.QWEN, SeparatorStyle.LLAMA_3)
@@ -44,10 +44,9 @@ class UnusableSample(ValueError):
 
 
 def training_template(version: str) -> Conversation:
-    """A copy of the template that `--version` names; vicuna_v1, with a warning, for a name that is none."""
+    """A copy of the template that `--version` names; a name that is none means vicuna_v1, as it always did."""
     if version not in conv_templates:
-        known = ", ".join(sorted(conv_templates))
-        warnings.warn(f"no conversation template {version!r}, using vicuna_v1; there are {known}", stacklevel=2)
+        say(f"--version {version!r} is no template; vicuna_v1 is used. There are {', '.join(sorted(conv_templates))}")
         version = "vicuna_v1"
     return conv_templates[version].copy()
 

@@ -12,7 +12,14 @@ from transformers import set_seed
 
 from llava.errors import readable_errors
 from llava.train.arguments import parse_run
-from llava.train.build import build_data, build_distiller, build_teachers, build_tokenizer, set_precision
+from llava.train.build import (
+    build_data,
+    build_distiller,
+    build_teachers,
+    build_tokenizer,
+    check_data,
+    set_precision,
+)
 from llava.train.environment import leave_processes, say, world_size
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume import resumable
@@ -25,6 +32,7 @@ from llava.train.translate import RATE_FLAGS
 def train(attn_implementation: str | None = None) -> None:
     """One run, from the command line's flags. attn_implementation: used where no flag says otherwise."""
     run = parse_run(sys.argv[1:], attn_implementation)
+    check_data(run.data)
     set_seed(run.hf.seed)
     tokenizer = build_tokenizer(run.model)
     student = build_student(run, tokenizer)

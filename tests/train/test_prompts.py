@@ -198,8 +198,9 @@ def test_tokenizer_without_offsets_is_refused() -> None:
         preprocess([turns("Q", "A")], Slow(), conv_templates["v1"], has_image=False)
 
 
-def test_templates_are_found_by_name_and_an_unknown_one_warns() -> None:
+def test_templates_are_found_by_name_and_an_unknown_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert training_template("v0").roles == conv_templates["v0"].roles
     assert training_template("v1") is not conv_templates["v1"]
-    with pytest.warns(UserWarning, match="no conversation template 'v9'"):
-        assert training_template("v9").version == "v1"
+    assert capsys.readouterr().out == ""
+    assert training_template("v9").version == "v1"
+    assert "--version 'v9' is no template; vicuna_v1 is used" in capsys.readouterr().out

@@ -97,6 +97,15 @@ def test_overwriting_the_output_directory_begins_again(
     assert len(losses(out)) == 1
 
 
+@pytest.mark.parametrize("flag", ["data_path", "eval_data_path"])
+def test_data_that_is_not_there_is_noticed_before_anything_is_loaded(
+    flag: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava.train.train.build_student", lambda *_: pytest.fail("loaded the student"))
+    with pytest.raises(DataError, match=r"capshuns\.json: does not exist"):
+        train_tiny(world, tmp_path, monkeypatch, STAGE_ONE, {flag: world.folder / "{captions,capshuns}.json"})
+
+
 def test_a_mistake_is_one_line_and_debugging_shows_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
