@@ -106,13 +106,21 @@ def process_anyres_image(image: Image.Image, processor: Any, grid_pinpoints: Pin
 
 
 def process_highres_image(image: Image.Image, processor: Any, grid_pinpoints: str) -> Tensor:
-    """(1 + n * n, 3, H, W): the squashed picture, then the tiles of its padded square at the largest side listed.
-
-    grid_pinpoints: side lengths in pixels, "448,672".
-    """
-    side, base = max(int(length) for length in grid_pinpoints.split(",")), _base_size(processor)
+    """(1 + n * n, 3, H, W): the squashed picture, then the tiles of its padded square at the largest side listed."""
+    side, base = highres_side(grid_pinpoints), _base_size(processor)
     square = expand2square(image, _background(processor)).resize((side, side))
     return _pixels([image.resize((base, base)), *extract_patches(square, base, 0)], processor)
+
+
+def highres_side(grid_pinpoints: Any) -> int:
+    """The largest of side lengths in pixels, "448,672". Raises ValueError for anything else."""
+    try:
+        return max(int(length) for length in grid_pinpoints.split(","))
+    except (AttributeError, ValueError):
+        raise ValueError(
+            "image_aspect_ratio 'highres' needs image_grid_pinpoints to list sides in pixels, such as '448,672', not "
+            f"{grid_pinpoints!r}"
+        ) from None
 
 
 def process_highres_image_crop_split(image: Image.Image, data_args: Any, processor: Any = None) -> Tensor:

@@ -68,6 +68,13 @@ def test_anyres_without_pinpoints_says_what_is_missing() -> None:
         process_images([Image.new("RGB", (4, 4))], PROCESSOR, SimpleNamespace(image_aspect_ratio="anyres"))
 
 
+@pytest.mark.parametrize("pinpoints", [None, "", "[[448, 448]]", [[448, 448]]])
+def test_highres_says_which_pinpoints_it_takes(pinpoints: object) -> None:
+    config = SimpleNamespace(image_aspect_ratio="highres", image_grid_pinpoints=pinpoints)
+    with pytest.raises(ValueError, match="needs image_grid_pinpoints to list sides in pixels, such as '448,672', not"):
+        process_images([Image.new("RGB", (30, 20))], PROCESSOR, config)
+
+
 def test_crop_split_without_resolutions_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match="image_crop_resolution"):
         process_images([Image.new("RGB", (4, 4))], PROCESSOR, SimpleNamespace(image_aspect_ratio="crop_split"))

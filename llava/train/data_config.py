@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llava.mm_utils import highres_side
+
 LAYOUTS = "square, pad, anyres, anyres_max_N, highres, crop_split"
 
 
@@ -64,10 +66,12 @@ class DataConfig:
         known = ("square", "original", "pad", "anyres", "highres", "crop_split")
         if layout is not None and layout not in known and not re.fullmatch(r"anyres_max_[1-9]\d*", layout):
             raise ValueError(f"image_aspect_ratio {layout!r} is unknown; there are {LAYOUTS}")
-        if (self.is_anyres or layout == "highres") and not self.image_grid_pinpoints:
+        if self.is_anyres and not self.image_grid_pinpoints:
             raise ValueError(
                 f"image_aspect_ratio {layout!r} needs image_grid_pinpoints, such as '[[336, 672], [672, 336]]'"
             )
+        if layout == "highres":
+            highres_side(self.image_grid_pinpoints)  # raises for unusable ones
         if layout == "crop_split" and not (self.image_crop_resolution and self.image_split_resolution):
             raise ValueError("image_aspect_ratio 'crop_split' needs image_crop_resolution and image_split_resolution")
 

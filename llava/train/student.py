@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from llava.anyres import parse_grid_pinpoints
 from llava.conversation import SeparatorStyle, conv_templates
+from llava.mm_utils import ImageLayout
 from llava.model.checkpoint import load_student
 from llava.model.checkpoint_config import is_hf_native, read_config
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
@@ -151,7 +152,7 @@ def lacks_experts(path: str) -> bool:
 
 def _record(student: Any, config: ModelConfig) -> None:
     entries = dict(config.extra)
-    if entries["image_grid_pinpoints"] is not None:
+    if entries["image_grid_pinpoints"] is not None and ImageLayout(entries["image_aspect_ratio"]).is_anyres:
         side = student.get_vision_tower().image_size
         pinpoints = parse_grid_pinpoints(entries["image_grid_pinpoints"], side)
         entries["image_grid_pinpoints"] = json.loads(json.dumps(pinpoints))
