@@ -3,11 +3,12 @@
     python -m llava.train.data_check --data_path mix.json --image_folder images --workers 8
 
 reads every record, opens every picture and, given a tokenizer, makes every label. Status 0: nothing found, 1: findings.
-Training makes the cheap part of this (`check_before_training`) before its first step.
+Training makes a quick version of this (`check_before_training`) before its first step.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,7 @@ from llava.train.bad_samples import too_many
 from llava.train.data_config import DataConfig
 from llava.train.data_survey import Finding, Subject, Survey, check_pictures, missing_pictures, survey_records
 from llava.train.dataset import SupervisedDataset
+from llava.train.environment import gather_objects, rank
 from llava.train.labeling import Labeler
 from llava.train.prompts import training_template
 from llava.train.records import BadSample, DataError
@@ -32,6 +34,7 @@ from llava.train.sources import open_records
 
 logger = logging.get_logger(__name__)
 
+QUICK = 100_000  # records that the check before training reads at most
 SPAN = 500  # records per piece of work
 PIECE = 50  # pictures per piece of work
 SHOWN = 5  # messages per kind of finding
@@ -39,42 +42,55 @@ Task = tuple[str, Sequence[Any]]  # ("records", indices) or ("pictures", uses)
 COLUMNS = ("records", "one image", "several images", "video", "text only", "not mentioned")
 
 
-def check_before_training(dataset: SupervisedDataset, num_loaded: int = 16) -> list[Finding]:
-    """All records are read, all pictures looked for, and `num_loaded` samples spread over the data are made.
+def check_before_training(dataset: SupervisedDataset) -> None:
+    """`quick_check` by the first process. Every process must call it: what is raised there is raised by all."""
+    problem = None
+    if rank() == 0:
+        try:
+            quick_check(dataset)
+        except DataError as error:
+            problem = str(error)
+    if problem := gather_objects(problem)[0]:
+        raise DataError(problem)
+
+
+def quick_check(dataset: SupervisedDataset, num_read: int = QUICK, num_loaded: int = 16) -> list[Finding]:
+    """Records are read and the first picture of each looked for, `num_read` of them evenly spread if there are more;
+    `num_loaded` samples are made.
 
     Raises DataError if on_bad_sample is "stop" and anything was found, or if more is bad than bad_sample_limit allows;
-    otherwise warns. A training run calls it once, on one process.
+    otherwise warns.
     """
     total = len(dataset)
-    begin(Subject(dataset.records, dataset.config))
-    survey = gather(record_tasks(total), map, delay=2)
+    read = range(0, total, math.ceil(total / num_read))
+    begin(Subject(dataset.records, dataset.config, is_quick=True))
+    survey = gather(record_tasks(read), map, delay=2)
     missing = missing_pictures(survey.uses)
     findings = [finding for finding in survey.findings if finding.kind != "empty_answer"] + list(missing.values())
     bad = survey.bad_records + sum(survey.uses[path][1] for path in missing)
-    for index in sorted({position * total // num_loaded for position in range(num_loaded)}):
+    for index in read[:: math.ceil(len(read) / num_loaded)]:
         try:
             dataset.load(index)
         except BadSample as error:
             if is_new(error, findings):
                 findings.append(Finding(error.reason, str(error)))
                 bad += 1
-    judge(findings, bad, dataset)
+    judge(findings, bad, len(read), dataset.config)
     return findings
 
 
 def is_new(error: BadSample, findings: Sequence[Finding]) -> bool:
-    """Missing pictures and bad records have all been found; what a load adds is about contents and labels."""
-    return error.reason != "missing_image" and all(finding.message != str(error) for finding in findings)
+    """Missing files and bad records have all been found; what a load adds is about contents and labels."""
+    return not error.reason.startswith("missing_") and all(finding.message != str(error) for finding in findings)
 
 
-def judge(findings: Sequence[Finding], bad: int, dataset: SupervisedDataset) -> None:
+def judge(findings: Sequence[Finding], bad: int, total: int, config: DataConfig) -> None:
     if not findings:
         return
-    config, total = dataset.config, len(dataset)
     kinds = Counter(finding.kind for finding in findings)
     summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    first = "; ".join(finding.message for finding in findings[:SHOWN])
-    text = f"{bad} of {total} samples cannot be used ({summary}): {first}{' ...' if len(findings) > SHOWN else ''}"
+    first = "; ".join(finding.message for finding in findings[:SHOWN]) + " ..." * (len(findings) > SHOWN)
+    text = f"{bad} of {total} samples looked at cannot be used ({summary}): {first}"
     if config.on_bad_sample == "stop" or too_many(bad, total, total, config.bad_sample_limit):
         raise DataError(
             f"{text}. Repair or remove them (python -m llava.train.data_check lists all), or skip them with "
@@ -83,8 +99,8 @@ def judge(findings: Sequence[Finding], bad: int, dataset: SupervisedDataset) -> 
     logger.warning(f"{text}. They are skipped")
 
 
-def record_tasks(total: int) -> list[Task]:
-    return [("records", range(start, min(start + SPAN, total))) for start in range(0, total, SPAN)]
+def record_tasks(indices: range) -> list[Task]:
+    return [("records", indices[start : start + SPAN]) for start in range(0, len(indices), SPAN)]
 
 
 _subject: list[Subject] = []  # in a worker: what it looks through, sent once and not with every task
@@ -124,7 +140,7 @@ def check(subject: Subject, workers: int) -> Survey:
 
 
 def check_with(subject: Subject, run: Callable[..., Iterable[Survey]]) -> Survey:
-    survey = gather(record_tasks(len(subject.records)), run)
+    survey = gather(record_tasks(range(len(subject.records))), run)
     uses = sorted(survey.uses.items())
     survey.add(gather([("pictures", uses[start : start + PIECE]) for start in range(0, len(uses), PIECE)], run))
     survey.findings += survey.duplicates()

@@ -26,11 +26,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked through. labeler: None leaves the labels unchecked."""
+    """What is looked through. labeler: None leaves the labels unchecked. is_quick: only the first picture of a record
+    counts, and none is opened."""
 
     records: RecordSource
     config: DataConfig
     labeler: Labeler | None = None
+    is_quick: bool = False
 
 
 @dataclass
@@ -72,7 +74,7 @@ def tally(table: dict[str, tuple[str, int]], name: str, where: str, count: int =
 
 
 def survey_records(subject: Subject, indices: Iterable[int]) -> Survey:
-    """Everything but the pictures' files; pictures inside records are opened too."""
+    """Everything but the pictures' files; pictures inside records are opened too, unless the check is quick."""
     survey = Survey()
     for index in indices:
         counts = survey.sources[subject.records.origin(index)]
@@ -95,10 +97,10 @@ def survey_record(subject: Subject, record: Record, survey: Survey, counts: Coun
         tally(survey.ids, record.id, record.where)
     if any(turn["from"] == "gpt" and not turn["value"].strip() for turn in record.turns):
         survey.findings.append(Finding("empty_answer", f"{record.where}: an answer is empty"))
-    for image in record.images:
-        survey_image(subject.config, image, record.where, survey)
+    for image in record.images[:1] if subject.is_quick else record.images:
+        survey_image(subject, image, record.where, survey)
     if record.video is not None:
-        survey_video(subject.config, record.video, record.where, survey)
+        survey_video(subject, record.video, record.where, survey)
     if subject.labeler is not None:
         text = subject.labeler.label(record, record.turns)
         survey.lengths.append(text.num_tokens)
@@ -112,25 +114,27 @@ def modality(record: Record) -> str:
     return ("text only", "one image")[len(record.images)] if len(record.images) < 2 else "several images"
 
 
-def survey_image(config: DataConfig, image: ImageRef, where: str, survey: Survey) -> None:
+def survey_image(subject: Subject, image: ImageRef, where: str, survey: Survey) -> None:
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), CONTENT):
         survey.folders["(inside the records)"] += 1
-        survey.findings += check_picture(image, None, where)
+        if not subject.is_quick:
+            survey.findings += check_picture(image, None, where)
         return
     name = image["path"] if isinstance(image, Mapping) else image
     survey.folders[os.path.dirname(name) or "."] += 1
-    tally(survey.uses, os.path.join(config.image_folder, name) if config.image_folder else name, where)
+    folder = subject.config.image_folder
+    tally(survey.uses, os.path.join(folder, name) if folder else name, where)
 
 
-def survey_video(config: DataConfig, video: str | tuple[str, ...], where: str, survey: Survey) -> None:
-    folder = config.video_folder or config.image_folder
+def survey_video(subject: Subject, video: str | tuple[str, ...], where: str, survey: Survey) -> None:
+    folder = subject.config.video_folder or subject.config.image_folder
     paths = [os.path.join(folder, name) if folder else name for name in ([video] if isinstance(video, str) else video)]
     if isinstance(video, tuple):
-        for path in paths:
+        for path in paths[:1] if subject.is_quick else paths:
             tally(survey.uses, path, where)
     elif os.path.isdir(paths[0]):
-        for entry in sorted(os.scandir(paths[0]), key=lambda entry: entry.name):
-            tally(survey.uses, entry.path, where)
+        for path in [] if subject.is_quick else sorted(entry.path for entry in os.scandir(paths[0])):
+            tally(survey.uses, path, where)
     elif not os.path.isfile(paths[0]):
         raise BadSample(f"{where}: {paths[0]}: no such file", "missing_video")
     elif os.path.getsize(paths[0]) == 0:

@@ -20,6 +20,7 @@ from llava.train.build import (
     check_data,
     set_precision,
 )
+from llava.train.data_check import check_before_training
 from llava.train.environment import leave_processes, say, world_size
 from llava.train.llava_trainer import LLaVATrainer
 from llava.train.resume import resumable
@@ -41,6 +42,7 @@ def train(attn_implementation: str | None = None) -> None:
     apply_stage(distiller.parts(), run.stage, unused=unused_parameters(distiller, "mole" in run.stage.trainable))
     set_precision(distiller, run)
     data = build_data(run, tokenizer, student, teachers)
+    check_before_training(data["train_dataset"])
     trainer = LLaVATrainer(distiller, run, tokenizer=tokenizer, teachers=teachers, **data)
     announce(run, trainer)
     with resumable(trainer.output_dir):

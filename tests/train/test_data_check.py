@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from llava.train.data_check import check_before_training, main
+from llava.train.data_check import check_before_training, main, quick_check
 from llava.train.data_survey import missing_pictures
 from llava.train.records import DataError
 from tests.tiny import tiny_tokenizer_folder
 from tests.train.data import draw, make_dataset, picture_record, text_record, turns, write_json
+from tests.train.runs import STAGE_ONE, World, train_tiny
 
 
 def pictures(folder: Path) -> Path:
@@ -144,23 +145,50 @@ def test_command_with_several_workers_finds_the_same(tmp_path: Path) -> None:
 # -- before training
 
 
-def test_check_before_training_finds_what_is_missing_or_wrong_and_warns(tmp_path: Path) -> None:
+def test_quick_check_finds_what_is_missing_or_wrong_and_warns(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "images")
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:500])
     records = [picture_record("cut.png"), *map(picture_record, ["0.png", "1.png", "gone.png"]), {"id": "x"}]
     records += [text_record(str(index)) for index in range(10)]
-    findings = check_before_training(make_dataset(records, folder), num_loaded=4)
+    findings = quick_check(make_dataset(records, folder), num_loaded=4)
     assert sorted(finding.kind for finding in findings) == ["bad_conversation", "missing_image", "truncated_image"]
-    with pytest.raises(DataError, match=r"3 of 15 samples .*gone\.png: no such file.*--on_bad_sample skip"):
-        check_before_training(make_dataset(records, folder, on_bad_sample="stop"), num_loaded=4)
-    assert check_before_training(make_dataset(records[5:], folder, on_bad_sample="stop")) == []
+    with pytest.raises(DataError, match=r"3 of 15 samples looked at .*gone\.png: no such file.*--on_bad_sample skip"):
+        quick_check(make_dataset(records, folder, on_bad_sample="stop"), num_loaded=4)
+    assert quick_check(make_dataset(records[5:], folder, on_bad_sample="stop")) == []
 
 
-def test_check_before_training_stops_when_too_much_is_missing(tmp_path: Path) -> None:
+def test_quick_check_stops_when_too_much_is_missing(tmp_path: Path) -> None:
     records = [picture_record(f"{index}.png") for index in range(200)] + [text_record()] * 300
-    with pytest.raises(DataError, match=r"200 of 500 samples cannot be used \(200 missing_image\)"):
-        check_before_training(make_dataset(records, tmp_path))
-    assert len(check_before_training(make_dataset(records, tmp_path, bad_sample_limit=0.5))) == 200
+    with pytest.raises(DataError, match=r"200 of 500 samples looked at cannot be used \(200 missing_image\)"):
+        quick_check(make_dataset(records, tmp_path))
+    assert len(quick_check(make_dataset(records, tmp_path, bad_sample_limit=0.5))) == 200
+
+
+def test_quick_check_reads_no_more_records_than_it_is_told(tmp_path: Path) -> None:
+    records = [picture_record(f"{index}.png") for index in range(200)]
+    with pytest.raises(DataError, match=r"40 of 40 samples looked at .*record 0 .*record 5 "):
+        quick_check(make_dataset(records, tmp_path), num_read=40)
+
+
+def test_quick_check_opens_no_picture_inside_and_counts_a_record_once(tmp_path: Path) -> None:
+    inside = {"id": "inside", "image": {"bytes": b"broken"}, "conversations": turns()}
+    several = picture_record("0.png", image=["0.png"] * 9, conversations=turns("<image>" * 9))
+    findings = quick_check(make_dataset([text_record(), inside, several, several], tmp_path), num_loaded=1)
+    assert [finding.kind for finding in findings] == ["missing_image"]
+
+
+def test_a_run_whose_pictures_are_missing_stops_before_its_first_step(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="16 of 16 samples looked at"):
+        train_tiny(world, tmp_path, monkeypatch, STAGE_ONE, {"image_folder": tmp_path})
+
+
+def test_every_process_stops_at_what_the_first_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("llava.train.data_check.gather_objects", lambda mine: ["half is missing", mine])
+    with pytest.raises(DataError, match="half is missing"):
+        check_before_training(make_dataset([text_record()]))
 
 
 def test_missing_pictures_are_told_alike_by_listing_and_by_asking(tmp_path: Path) -> None:
