@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 from llava.anyres import unpad_image
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -24,6 +25,8 @@ from llava.model.vision_inputs import Images, Modalities, is_modalities, modalit
 from llava.model.vision_modules import LlavaMetaModel, load_new_embeddings
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "LlavaOutput", "unpad_image"]
+
+logger = logging.get_logger(__name__)
 
 OUTPUT_FIELDS = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
 
@@ -142,7 +145,13 @@ class LlavaMetaForCausalLM(CompletesWeights):
         embed = self.get_model().get_input_embeddings()
         text = embed(input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0))
         limit = getattr(self.config, "tokenizer_model_max_length", None)
-        return splice(text, features, input_ids, labels, attention_mask, max_length=limit, padding_side=padding_side)
+        spliced = splice(text, features, input_ids, labels, attention_mask, max_length=limit, padding_side=padding_side)
+        if spliced.lost_labels:
+            logger.warning_once(
+                f"with their pictures, samples have more than the {limit} tokens of tokenizer_model_max_length: their "
+                "ends are cut, and nothing is learned of the answers there. --model_max_length raises it."
+            )
+        return spliced
 
     def _embed_batch(
         self,

@@ -22,7 +22,7 @@ class Spliced(NamedTuple):
     """embeds (B, L, D), labels (B, L), mask (B, L) bool, positions (B, L): what the language model takes.
 
     Padding has zeros, IGNORE_INDEX, False and 0. first_label: the first position at which a sample has a label, known
-    without waiting for the device; L if none has one.
+    without waiting for the device; L if none has one. lost_labels: how many labels `max_length` cut off.
     """
 
     embeds: Tensor
@@ -30,6 +30,7 @@ class Spliced(NamedTuple):
     mask: Tensor
     positions: Tensor
     first_label: int
+    lost_labels: int
 
 
 def splice(
@@ -52,7 +53,11 @@ def splice(
     batch, length, width = text.shape
     lengths = [len(image) for image in images]
     mask = None if attention_mask is None else attention_mask.tolist()
-    rows = plan(input_ids.tolist(), mask, lengths, max_length)
+    whole = plan(input_ids.tolist(), mask, lengths)
+    rows = [row[:max_length] for row in whole]
+    # Of the table's rows of text, which come first in it.
+    values = [] if labels is None else labels.flatten().tolist()
+    labeled = {row for row, label in enumerate(values) if label != IGNORE_INDEX}
 
     padding = batch * length + sum(lengths)
     longest = max(len(row) for row in rows)
@@ -64,13 +69,15 @@ def splice(
     label_table = torch.full((padding + 1,), IGNORE_INDEX, dtype=torch.long, device=text.device)
     if labels is not None:
         label_table[: batch * length] = labels.flatten()
+    starts = [next((place for place, row in enumerate(sample) if row in labeled), longest) for sample in padded]
     keep = index != padding
     return Spliced(
         embeds=table.index_select(0, index.flatten()).view(batch, longest, width),
         labels=label_table[index],
         mask=keep,
         positions=(keep.cumsum(dim=1) - 1) * keep,
-        first_label=longest if labels is None else _first_label(padded, labels.flatten().tolist()),
+        first_label=min(starts),
+        lost_labels=sum(row in labeled for sample in whole for row in sample[longest:]),
     )
 
 
@@ -78,7 +85,6 @@ def plan(
     ids: Sequence[Sequence[int]],
     mask: Sequence[Sequence[int]] | None,
     image_lengths: Sequence[int],
-    max_length: int | None,
 ) -> list[list[int]]:
     """For each sample, the rows of the table that it reads, without padding.
 
@@ -108,7 +114,7 @@ def plan(
                 row.append(sample * width + place)
         if placeholders[sample] == 0:
             image += 1
-        rows.append(row[:max_length])
+        rows.append(row)
     return rows
 
 
@@ -117,12 +123,6 @@ def refuse_placeholders(input_ids: Tensor) -> None:
     a step of decoding, which must not wait for the device."""
     if input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
         raise ValueError("the text has <image> in it, but no images were passed")
-
-
-def _first_label(rows: Sequence[Sequence[int]], labels: Sequence[int]) -> int:
-    """labels: of the table's rows of text, which come first in it."""
-    labeled = {row for row, label in enumerate(labels) if label != IGNORE_INDEX}
-    return min(next((place for place, row in enumerate(sample) if row in labeled), len(sample)) for sample in rows)
 
 
 def _check_count(placeholders: Sequence[int], num_images: int) -> None:

@@ -98,6 +98,15 @@ def test_without_any_label_the_loss_alone_is_zero(llama: Any) -> None:
     output.loss.backward()
 
 
+def test_answers_that_pictures_push_out_are_told_once(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    llama.config.tokenizer_model_max_length = NUM_PATCHES + 2
+    ids = torch.tensor([[1, IMAGE, 7, 8]])
+    for _ in range(2):
+        llama(input_ids=ids, labels=ids, images=tiny_images(1))
+    assert caplog.text.count(f"more than the {NUM_PATCHES + 2} tokens") == 1
+    assert "--model_max_length raises it" in caplog.text
+
+
 def test_a_saved_model_loads_as_it_was(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     loaded, report = type(model).from_pretrained(tmp_path / "saved", output_loading_info=True)

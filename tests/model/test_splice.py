@@ -39,6 +39,16 @@ def test_the_first_label_is_that_of_the_sample_that_begins_first() -> None:
     assert splice(text, images, ids).first_label == 6
 
 
+def test_labels_behind_the_limit_are_counted() -> None:
+    ids = torch.tensor([[1, IMAGE, 2, 3], [4, 5, 6, 0]])
+    labels = torch.tensor([[NONE, NONE, 2, 3], [NONE, 5, 6, 7]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    text, images = torch.zeros(2, 4, 2), [torch.zeros(3, 2), torch.zeros(3, 2)]
+    limits = (None, 6, 5, 4, 2)
+    assert [splice(text, images, ids, labels, mask, max_length=n).lost_labels for n in limits] == [0, 0, 1, 2, 3]
+    assert splice(text, images, ids, None, mask, max_length=2).lost_labels == 0
+
+
 def test_adjacent_first_and_last_placeholders() -> None:
     assert values(spliced([[IMAGE, IMAGE, 7, IMAGE]], [1, 1, 2])) == [[100, 101, 7, 102, 102]]
 
