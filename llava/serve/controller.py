@@ -1,6 +1,6 @@
 """Keeps the list of model workers and says which one answers next.
 
-python -m llava.serve.controller --host 0.0.0.0 --port 10000
+python -m llava.serve.controller --port 10000
 """
 
 import argparse
