@@ -143,7 +143,10 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="timed runs")
     parser.add_argument("--released", action="store_true", help="settings of the published recipe")
-    return parser.parse_args(list(argv))
+    options = parser.parse_args(list(argv))
+    if options.batch_size < 1 or options.repeats < 1:
+        parser.error(f"--batch_size {options.batch_size} --repeats {options.repeats}: both must be at least 1")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,11 +22,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import logging
 
+from llava.errors import readable_errors
 from llava.mm_utils import process_images
 from llava.model.checkpoint import read_state_dict, upgrade_state_dict
 from llava.model.checkpoint_config import read_config
 from llava.model.checkpoint_gather import copy_into
-from llava.model.checkpoint_io import CheckpointError, find_weight_files
+from llava.model.checkpoint_io import CheckpointError, has_weights
+from llava.model.checkpoint_lora import is_lora_folder, read_lora
 from llava.model.checkpoint_names import VISION_MODEL
 from llava.model.checkpoint_parts import MOLE_FILE, read_part
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -34,13 +36,16 @@ from llava.model.multimodal_encoder.move_kd.types import StudentFeatures, stack
 from llava.model.multimodal_encoder.vision_tower import TOWER_PREFIX, VisionTower
 from llava.model.vision_inputs import tiles_of
 from llava.train import report_figures as figures
+from llava.train.data_config import DataConfig
 from llava.train.report_pictures import Look, draw_encoder, draw_teachers
+from llava.train.views import check_views, read_geometry, student_views
 from llava.visualize import pixels_to_image
 
 logger = logging.get_logger(__name__)
 
 FOLDER = "report"
 NUM_PICTURES = 4
+LAYOUT = ("image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution")
 COLLAPSED = 0.9  # share of the tokens that makes one expert the only one
 LEGEND = (
     "Means over the first and the last tenth of the log. The loss is the sum of `lm` and of every other term as it "
@@ -218,16 +223,7 @@ def load_tower(directory: Path) -> VisionTower:
     """The vision tower alone, with the experts, as the run in `directory` left it. Raises CheckpointError."""
     tower = build_vision_tower(SimpleNamespace(**read_config(directory)))
     targets = {TOWER_PREFIX + name: parameter for name, parameter in tower.named_parameters()}
-    mole = directory / MOLE_FILE
-    state: Mapping[str, Tensor] = {}
-    if mole.exists():
-        state = read_part("mole", mole)
-    elif weights_in(directory):
-        state = {
-            name: tensor
-            for name, tensor in upgrade_state_dict(read_state_dict(directory)).items()
-            if name.startswith(VISION_MODEL)
-        }
+    state = {name: tensor for name, tensor in trained_tensors(directory).items() if name.startswith(VISION_MODEL)}
     experts = {TOWER_PREFIX + name for name in tower.expert_parameters()}
     if wrong := sorted((experts - state.keys()) | (state.keys() - targets.keys())):
         raise CheckpointError(f"the vision tower in {directory} does not fit its config.json: {wrong[:4]}")
@@ -235,26 +231,31 @@ def load_tower(directory: Path) -> VisionTower:
     return tower.eval()
 
 
-def weights_in(directory: Path) -> bool:
-    try:
-        return bool(find_weight_files(directory))
-    except CheckpointError:
-        return False
+def trained_tensors(directory: Path) -> dict[str, Tensor]:
+    """Of whatever the run wrote: light parts, a LoRA folder or a whole student; empty where the tower never changed."""
+    if (directory / MOLE_FILE).exists():
+        return read_part("mole", directory / MOLE_FILE)
+    if is_lora_folder(directory):
+        return upgrade_state_dict(read_lora(directory).non_lora)
+    return upgrade_state_dict(read_state_dict(directory)) if has_weights(directory) else {}
 
 
 @torch.no_grad()
-def look_at_files(tower: VisionTower, config: Any, images: Sequence[Path], specs: Sequence[str]) -> list[Look]:
-    """What the tower makes of pictures in files, with the features of the teachers that are named."""
+def look_at_files(tower: VisionTower, config: DataConfig, images: Sequence[Path], specs: Sequence[str]) -> list[Look]:
+    """What the tower makes of pictures in files, laid out as `config` says, with the features of the teachers that are
+    named. Raises ValueError for a layout that cannot be shown to teachers."""
     from llava.model.multimodal_encoder.move_kd.teachers import build_teachers
-    from llava.model.multimodal_encoder.move_kd.types import View
 
+    if specs:
+        check_views(config)
     teachers: Mapping[str, Any] = build_teachers(specs, student_tower=tower)
+    geometry = read_geometry(tower.image_processor)
     looks = []
     for path in images:
         with Image.open(path) as file:
             picture = file.convert("RGB")
         tile = tiles_of(process_images([picture], tower.image_processor, config))[0][:1]
-        view = View(picture, "pad" if config.image_aspect_ratio == "pad" else "crop")
+        view = student_views(picture, config, geometry)[0].view
         said: dict[str, Any] = {}
         for name, teacher in teachers.items():
             features = teacher(teacher.source.prepare(view)[None])
@@ -269,11 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", nargs="+", type=Path, default=[], help="pictures to show to the trained encoder")
     parser.add_argument("--teachers", nargs="+", default=[], help="teachers to show too, as in --encoder_teachers")
     args = parser.parse_args(arguments)
-    looks = []
-    if args.image:
-        config = SimpleNamespace(**{"image_aspect_ratio": None, **read_config(args.output_dir)})
-        looks = look_at_files(load_tower(args.output_dir), config, args.image, args.teachers)
-    print(write_report(read_history(args.output_dir), looks, args.output_dir))
+    with readable_errors():
+        history, looks = read_history(args.output_dir), []
+        if args.image:
+            raw = read_config(args.output_dir)
+            layout: dict[str, Any] = {name: raw.get(name) for name in LAYOUT}
+            looks = look_at_files(load_tower(args.output_dir), DataConfig(**layout), args.image, args.teachers)
+        print(write_report(history, looks, args.output_dir))
 
 
 if __name__ == "__main__":

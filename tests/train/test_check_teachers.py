@@ -47,3 +47,10 @@ def test_features_that_overflow_are_a_failure(tmp_path: Path, capsys: pytest.Cap
     edit(tmp_path / "dinov2", lambda state: state["layernorm.weight"].fill_(torch.inf))
     assert main([spec, "--device", "cpu"]) == 1
     assert "are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--batch_size", "--repeats"])
+def test_nothing_to_time_is_a_mistake(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["clip", flag, "0"])
+    assert "must be at least 1" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from llava.model.checkpoint_lora import read_lora
+from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.train.arguments import parse_run
-from llava.train.report import FOLDER, load_tower, main, pick_items, read_history, write_report
+from llava.train.data_config import DataConfig
+from llava.train.report import FOLDER, load_tower, look_at_files, main, pick_items, write_report
 from llava.train.report_figures import curve, is_term, layer_table, panels_of
 from llava.train.report_pictures import Look, chosen_layers, draw_teachers
 from tests.train.distillation.conftest import Lab
@@ -74,9 +78,35 @@ def test_the_tower_comes_back_with_its_trained_experts(reported: Path) -> None:
     torch.testing.assert_close(dict(tower.named_parameters())[name], saved[f"model.vision_tower.{name}"].float())
 
 
-def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--output_dir"):
-        read_history(tmp_path)
+def test_experts_beside_an_adapter_come_back_too(lab: Lab) -> None:
+    lora = {"lora_enable": True, "lora_r": 4, "tune_all": False, "finetune": False}
+    out = lab.finetune({"encoder_teachers": ["clip"]}, lora, {"max_steps": 1})
+    tower = load_tower(out)
+    name = "vision_tower.vision_model.encoder.layers.0.mlp.router.weight"
+    saved = read_lora(out).non_lora[f"model.vision_tower.{name}"].float()
+    torch.testing.assert_close(dict(tower.named_parameters())[name], saved)
+
+
+LAYOUTS: list[dict[str, Any]] = [
+    {"image_aspect_ratio": None},
+    {"image_aspect_ratio": "pad"},
+    {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[28, 56], [56, 28]]},
+    {"image_aspect_ratio": "highres", "image_grid_pinpoints": "28,56"},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout["image_aspect_ratio"])
+def test_by_hand_teachers_are_shown_what_the_student_sees(layout: dict[str, Any], world: Any) -> None:
+    """The teacher is the student's own encoder."""
+    tower = build_vision_tower(SimpleNamespace(mm_vision_tower=str(world.folder / "clip-tiny")))
+    [look] = look_at_files(tower, DataConfig(**layout), [world.folder / "images" / "0.png"], ["clip"])
+    torch.testing.assert_close(look.teachers["clip"][0], look.patches)
+
+
+def test_a_directory_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert f"error: {tmp_path} holds no trainer_state.json; pass the --output_dir" in capsys.readouterr().err
 
 
 def test_a_report_that_fails_does_not_fail_the_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
