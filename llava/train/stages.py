@@ -72,7 +72,7 @@ def select_stage(flags: StageFlags) -> Stage:
        language model away, head included;
     4. `tune_encoder` adds the experts; adapters train unless `tune_encoder_adapter` is given as False;
     5. `tune_all` trains everything;
-    6. `freeze_mm_mlp_adapter` keeps the projector as it is, whatever was said before;
+    6. `freeze_mm_mlp_adapter` keeps the projector as it is, unless `mm_tunable_parts` is given;
     7. without a `vision_tower` there is only a language model.
 
     Raises ValueError for an unknown part, and where nothing would train.

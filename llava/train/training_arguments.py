@@ -32,7 +32,7 @@ class TrainingArguments(transformers.TrainingArguments):
     cache_dir: str | None = option(None, "where downloaded weights are kept")
     optim: str = option("adamw_torch", "optimizer")
     remove_unused_columns: bool = option(False, "must stay False: a batch holds more than forward takes")
-    report_to: str | None = option(None, "tensorboard where installed; wandb, none, ...")
+    report_to: list[str] | None = option(None, "tensorboard where installed; wandb, none, ...")  # noqa: RUF009
     bf16: bool | None = option(None, "default: on with an accelerator, off without")  # type: ignore[assignment]
     logging_nan_inf_filter: bool = option(False, "True hides non-finite losses and synchronizes in every step")
     ddp_find_unused_parameters: bool | None = option(False, "every trainable parameter gets a gradient in every step")
@@ -101,9 +101,11 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.use_cpu and self.tf32:
             self.notes.append("--tf32 True is ignored: there is no GPU")
             self.tf32 = None
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}  # or every tensor of a batch is waited for
         if self.report_to is None:
-            self.report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-        if self.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+            self.report_to = ["tensorboard" if importlib.util.find_spec("tensorboard") else "none"]
+        if "wandb" in self.report_to and importlib.util.find_spec("wandb") is None:
             raise ValueError("--report_to wandb: wandb is not installed; pip install wandb, or leave the flag out")
 
     def _translate_dropped_names(self) -> None:

@@ -67,6 +67,8 @@ def build_run(
     idle = distill.idle_flags(trains_experts)
     if training.tune_encoder_adapter and not distill.distills:
         idle["tune_encoder_adapter"] = "no teacher is named" if distill.kd else "--kd is False"
+    if training.freeze_mm_mlp_adapter and model.mm_tunable_parts:
+        idle["freeze_mm_mlp_adapter"] = "--mm_tunable_parts says what trains"
     if distill.has_experts and model.pretrain_mole_encoder:
         given = (flag for flag in ("moe_init_a", "moe_init_b") if getattr(distill, flag))
         idle |= dict.fromkeys(given, "--pretrain_mole_encoder brings the experts")

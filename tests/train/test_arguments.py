@@ -91,6 +91,24 @@ def test_records_that_nothing_evaluates_are_told(minimal: list[str]) -> None:
     assert parse_run([*held_out, "--eval_strategy", "epoch"]).warnings == ()
 
 
+def test_the_freezing_of_a_projector_that_another_flag_trains_is_told(minimal: list[str]) -> None:
+    run = parse_run([*minimal, "--freeze_mm_mlp_adapter", "True", "--mm_tunable_parts", "mm_mlp_adapter"])
+    assert "projector" in run.stage.trainable
+    assert any("--freeze_mm_mlp_adapter has no effect" in line for line in run.warnings)
+
+
+def test_a_run_is_logged_in_several_places(minimal: list[str]) -> None:
+    assert parse_run([*minimal, "--report_to", "tensorboard", "mlflow"]).hf.report_to == ["tensorboard", "mlflow"]
+    assert parse_run([*minimal, "--report_to", "none"]).hf.report_to == []
+
+
+def test_batches_are_copied_without_waiting_where_they_are_pinned(minimal: list[str]) -> None:
+    assert parse_run(minimal).hf.accelerator_config.non_blocking
+    assert not parse_run([*minimal, "--dataloader_pin_memory", "False"]).hf.accelerator_config.non_blocking
+    given = parse_run([*minimal, "--split_batches", "True"]).hf.accelerator_config
+    assert (given.split_batches, given.non_blocking) == (True, True)
+
+
 def test_older_names_set_what_they_always_did(minimal: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     old = "--evaluation_strategy epoch --warmup_ratio 0.03 --no_cuda True --per_gpu_train_batch_size 3 --eval_split 2"
@@ -337,6 +355,6 @@ def test_importing_the_arguments_does_not_import_deepspeed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_rope_scaling_reaches_the_model_configuration(minimal: list[str]) -> None:
+def test_rope_scaling_is_read_from_its_flags(minimal: list[str]) -> None:
     run = parse_run([*minimal, "--rope_scaling_factor", "2", "--rope_scaling_type", "dynamic"])
     assert run.model.rope_scaling == {"rope_type": "dynamic", "factor": 2.0}
