@@ -169,10 +169,12 @@ def test_scripts_for_several_machines_take_any_of_them(name: str, tmp_path: Path
     torchrun.chmod(0o755)
     for command in ("scontrol", "srun"):
         (tmp_path / command).write_text(
-            '#!/bin/bash\n[ "${0##*/}" = scontrol ] && { echo head; exit; }\nexec "${@:2}"\n'
+            '#!/bin/bash\n[ "${0##*/}" = scontrol ] && { echo head; exit; }\n'
+            'while [[ $1 == -* ]]; do echo "srun $1"; shift; done; exec "$@"\n'
         )
         (tmp_path / command).chmod(0o755)
     slurm = {"SLURM_NNODES": "2", "SLURM_GPUS_PER_NODE": "8", "SLURM_JOB_NODELIST": "head,next", "SLURM_NODEID": "1"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "64"}
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NODES": "2", "NODE": "1", "HEAD": "head", "GPUS": "8", **slurm}
     command = ["bash", f"scripts/{name}", "scripts/move-kd/pretrain-v1.1.sh", "--max_steps", "7"]
     found = subprocess.run(command, env=env, capture_output=True, check=True, cwd=ROOT, text=True).stdout
@@ -180,3 +182,4 @@ def test_scripts_for_several_machines_take_any_of_them(name: str, tmp_path: Path
     assert "--nproc_per_node 8 llava/train/train_mem.py" in found
     assert "--encoder_teachers clip sam eva convnext" in found
     assert found.rstrip().endswith("--max_steps 7")
+    assert ("srun --cpus-per-task=64" in found) == (name == "slurm.sh")
