@@ -53,8 +53,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         self._check_layout()
         self._check_numbers()
-        for name, choices in (("distill_views", ("base", "all")), ("on_bad_sample", ("skip", "stop"))):
-            value = {"distill_views": self.distill_views, "on_bad_sample": self.on_bad_sample}[name]
+        for name, value, choices in (
+            ("distill_views", self.distill_views, ("base", "all")),
+            ("on_bad_sample", self.on_bad_sample, ("skip", "stop")),
+        ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is unknown; use {' or '.join(choices)}")
         for name, folder in (("image_folder", self.image_folder), ("video_folder", self.video_folder)):
