@@ -8,9 +8,8 @@ from typing import Any
 from llava.model.checkpoint_io import CheckpointError, find_file, read_json
 from llava.model.multimodal_encoder.move_kd.config import MOLE_RECIPES, MoLEConfig
 
-TERM = "kd/"  # a distillation term of the loss is logged under this and the teacher's name
 SHOWN_METRICS = ("loss", "train_loss", "lm", "eval_loss", "balance")
-PER_TEACHER = (TERM, "cosine/", "cka/")
+PER_TEACHER = ("kd/", "cosine/", "cka/")  # the last two whatever the objective, whose own name the term has
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def read_history(path: str) -> History:
     last: dict[str, Any] = {}
     for row in state.get("log_history") or []:
         last |= row
-    teachers = tuple(sorted(name.removeprefix(TERM) for name in last if name.startswith(TERM)))
+    teachers = tuple(sorted({name.partition("/")[2] for name in last if name.startswith(PER_TEACHER)}))
     shown = {
         name: float(value)
         for name, value in last.items()

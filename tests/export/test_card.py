@@ -82,6 +82,12 @@ def test_a_checkpoint_without_a_readable_history_has_none(tmp_path: Path, conten
     assert (history.steps, history.teachers, dict(history.metrics)) == (None, (), {})
 
 
+def test_teachers_are_known_whatever_the_objective(tmp_path: Path) -> None:
+    row = {"loss": 1.0, "huber/dinov2": 0.5, "cka/dinov2": 0.25, "residual/dinov2": 0.1}
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [row]}))
+    assert read_history(str(tmp_path)).teachers == ("dinov2",)
+
+
 def test_names_of_local_directories_lose_their_path(tmp_path: Path) -> None:
     assert public_name(str(tmp_path / "model")) == "model"
     assert public_name("openai/clip-vit-large-patch14-336") == "openai/clip-vit-large-patch14-336"
