@@ -152,7 +152,7 @@ def exported_config(student: Any, tokenizer: PreTrainedTokenizerBase, rows: int,
         pinpoints = parse_grid_pinpoints(settings["image_grid_pinpoints"], student.get_vision_tower().image_size)
         common["image_grid_pinpoints"] = [[height, width] for width, height in pinpoints]
     config = _config_class(shape)(**common)
-    config.image_aspect_ratio = settings.get("image_aspect_ratio")
+    config.image_aspect_ratio = settings.get("image_aspect_ratio") or "square"
     config.conversation_template = template
     config.mm_use_im_start_end = bool(settings.get("mm_use_im_start_end"))
     if shape.has_tiles:
@@ -188,10 +188,10 @@ def _text_config(settings: Mapping[str, Any], rows: int) -> PreTrainedConfig:
 def write_config(config: PreTrainedConfig, directory: Path) -> None:
     """config.json, with `rope_theta` where releases before 5 look for it."""
     settings = json.loads(config.to_json_string())
-    for part in (settings.get("text_config", {}),):
-        rope = part.get("rope_parameters") or {}
-        if "rope_theta" in rope:
-            part["rope_theta"] = rope["rope_theta"]
+    text = settings.get("text_config", {})
+    rope = text.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        text["rope_theta"] = rope["rope_theta"]
     settings["torch_dtype"] = settings["dtype"]
     write_json(settings, directory / "config.json")
 

@@ -45,6 +45,12 @@ def test_prompts_ids_pixels_and_logits_are_those_of_the_model(exported: Callable
     assert config_of(made.directory)["architectures"] == [CLASSES[kind]]
 
 
+def test_a_layout_that_is_not_named_stays_square(tmp_path: Path) -> None:
+    source = save_tiny_llava(tmp_path, image_aspect_ratio=None)
+    export_hf(Source(str(source), device="cpu"), tmp_path / "out")
+    assert chat_of(tmp_path / "out").settings["image_aspect_ratio"] == "square"
+
+
 def test_plain_models_are_in_the_format_that_every_release_reads(exported: Callable[[str], Exported]) -> None:
     directory = exported("tiles").directory
     names = load_file(directory / "model.safetensors")
