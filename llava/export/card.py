@@ -33,7 +33,8 @@ BACKEND_DIFFERENCE = (
 
 @dataclass(frozen=True)
 class Card:
-    """settings: config.json of the model that was exported. template: None for an encoder."""
+    """settings: config.json of the model that was exported. template: None for an encoder. features: of an encoder,
+    the code by which `outputs` gives what the projector sees."""
 
     name: str
     settings: Mapping[str, Any]
@@ -43,6 +44,7 @@ class Card:
     history: History
     findings: Sequence[Finding]
     template: str | None
+    features: str = ""
 
     @property
     def title(self) -> str:
@@ -109,20 +111,19 @@ The chat template is `{card.template}`; the begin-of-text token is added by the 
 
 
 def _use_encoder(card: Card, trust: str) -> str:
-    layer = -1 if card.shape.is_siglip else card.settings.get("mm_vision_select_layer", -2)
-    patches = "" if card.shape.is_siglip else "[:, 1:]  # without the class token"
     return f"""## Use
 
 ```python
+import torch
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained(PATH)
 model = AutoModel.from_pretrained(PATH{trust})
 outputs = model(**processor(images=[picture], return_tensors="pt"), output_hidden_states=True)
-features = outputs.hidden_states[{layer}]{patches}
+features = {card.features}
 ```
 
-These are the features that LLaVA's projector sees. Layers behind that one are as they were before training."""
+These are the features that LLaVA's projector sees. Layers behind them are as they were before training."""
 
 
 def _training(card: Card) -> str:

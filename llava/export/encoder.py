@@ -42,6 +42,7 @@ def export_encoder(source: Source, output: str | Path) -> list[Finding]:
         history=read_history(source.model_path),
         findings=findings,
         template=None,
+        features=features_code(tower),
     )
     finish(card, directory)
     return findings
@@ -65,6 +66,15 @@ def write_encoder(model: Any, tower: Any, directory: Path) -> Any:
     write_config(config, directory)
     single_image_processor(tower, model.config.to_dict().get("image_aspect_ratio")).save_pretrained(directory)
     return config
+
+
+def features_code(tower: Any) -> str:
+    """The expression that `_features` stands for, of this tower."""
+    if not tower.has_class_token:
+        return "outputs.hidden_states[-1]"
+    states = [f"outputs.hidden_states[{layer}]" for layer in tower.layers]
+    joined = states[0] if len(states) == 1 else f"torch.cat([{', '.join(states)}], dim=-1)"
+    return joined if tower.select_feature.endswith("cls_patch") else f"{joined}[:, 1:]  # without the class token"
 
 
 def _architecture(tower: Any, has_experts: bool) -> str:
