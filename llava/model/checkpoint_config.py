@@ -15,6 +15,7 @@ from llava.model.checkpoint_io import CheckpointError, find_file, read_json
 from llava.model.checkpoint_names import CLIP_MOLE
 from llava.model.llava_arch import LlavaMetaForCausalLM
 from llava.model.multimodal_encoder.move_kd.config import MoLEConfig
+from llava.model.multimodal_resampler.builder import RESAMPLERS_BUILT
 
 # A plain language model's type -> the LLaVA type that lets it see.
 BACKBONES = {
@@ -29,7 +30,6 @@ BACKBONES = {
 HF_NATIVE_TYPES = ("llava", "llava_next", "llava_clip_mole", "llava_next_clip_mole")  # the last two: `llava.export hf`
 NATIVE_TOWERS = ("clip_vision_model", "siglip_vision_model", CLIP_MOLE)
 ORIGINAL_TYPES = ("llava", *BACKBONES.values(), "move_llava_llama")
-RESAMPLERS_BUILT = (None, "identity")
 HF_NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
@@ -120,9 +120,9 @@ def build_config(
         # transformers would take the default theta with a new scaling; the checkpoint's own must stay.
         settings.pop("rope_parameters")
         settings.setdefault("rope_theta", raw["rope_parameters"].get("rope_theta"))
-    if "quantization_config" in settings:
+    if (quantization := settings.pop("quantization_config", None)) is not None:
         raise CheckpointError(
-            f"{path} was saved quantized ({settings['quantization_config'].get('quant_method')}). "
+            f"{path} was saved quantized ({quantization.get('quant_method')}). "
             "Load the original weights with load_4bit or load_8bit instead."
         )
     if settings.get("mm_resampler_type") not in RESAMPLERS_BUILT:

@@ -141,6 +141,8 @@ def test_a_tensor_of_whole_numbers(folder: Path) -> None:
 def test_a_checkpoint_that_was_saved_quantized(folder: Path) -> None:
     change_config(folder, lambda raw: raw.update(quantization_config={"quant_method": "gptq"}))
     expect(folder, "was saved quantized .*gptq")
+    change_config(folder, lambda raw: raw.update(quantization_config=None))
+    load(folder)
 
 
 def test_weights_that_are_cut_short(folder: Path) -> None:

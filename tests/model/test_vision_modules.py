@@ -15,7 +15,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import LlavaConfig, LlavaLlamaForCausalLM, MoVELlavaLlamaConfig, MoVELlavaLlamaForCausalLM
 from llava.model.checkpoint import load_student, save_student
 from llava.model.checkpoint_io import CheckpointError
-from llava.model.multimodal_projector.builder import build_vision_projector
+from llava.model.multimodal_projector.builder import IdentityMap, build_vision_projector
 from llava.model.multimodal_resampler.builder import build_vision_resampler
 from llava.train.model_arguments import ModelArguments
 from tests.tiny import (
@@ -316,5 +316,6 @@ def test_a_projector_with_residual_blocks_ends_with_them() -> None:
 def test_unknown_projectors_and_resamplers_are_refused() -> None:
     with pytest.raises(ValueError, match="mm_projector_type 'pooler' is not known"):
         build_vision_projector(SimpleNamespace(mm_projector_type="pooler", mm_hidden_size=4, hidden_size=4))
+    assert isinstance(build_vision_resampler(SimpleNamespace(mm_resampler_type="identity")), IdentityMap)
     with pytest.raises(ValueError, match="mm_resampler_type 'qformer' is not supported"):
         build_vision_resampler(SimpleNamespace(mm_resampler_type="qformer"))
