@@ -266,14 +266,3 @@ def required_features(
                 )
             required.setdefault(teacher, set()).update(fields)
     return required
-
-
-def check_terms(terms: Mapping[str, Tensor]) -> None:
-    """Raises FloatingPointError naming the terms of a loss that are not finite. Waits for the device: call it only
-    where the terms are read anyway."""
-    broken = [f"{name} = {value.item()}" for name, value in terms.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise FloatingPointError(
-            f"the loss is not finite: {', '.join(broken)}. Lower the learning rate or that term's weight, or look at "
-            "the batch; resume from the last checkpoint."
-        )
