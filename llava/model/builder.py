@@ -17,7 +17,7 @@ from llava.model.checkpoint_config import (
     read_config,
     student_config,
 )
-from llava.model.checkpoint_io import WEIGHT_FILES, CheckpointError, find_file, read_state_dict
+from llava.model.checkpoint_io import CheckpointError, find_file, has_weights, read_state_dict
 from llava.model.checkpoint_lora import NON_LORA_FILE, is_lora_folder, read_lora, with_lora
 from llava.model.checkpoint_names import PROJECTOR_NAME, upgrade_state_dict
 from llava.model.checkpoint_parts import find_parts, read_part
@@ -122,9 +122,9 @@ def _named_llava(path: str, model_name: str | None) -> bool:
 
 
 def _load_multimodal(request: Request) -> Loaded:
-    if is_lora_folder(request.path) and (request.base or not _has_weights(request.path)):
+    if is_lora_folder(request.path) and (request.base or not has_weights(request.path)):
         model, tokenizer_path = _load_with_lora(request)
-    elif request.base is not None and not _has_weights(request.path):
+    elif request.base is not None and not has_weights(request.path):
         model, tokenizer_path = _load_with_parts(request, request.base)
     else:
         if request.base is not None:
@@ -144,10 +144,6 @@ def _image_processor(model: Any) -> Any:
             f"the image processor of vision tower {tower.vision_tower_name} cannot be loaded "
             f"({str(error).splitlines()[0]}). Copy preprocessor_config.json there from the encoder's own release."
         ) from error
-
-
-def _has_weights(path: str) -> bool:
-    return any(find_file(path, name) is not None for name in WEIGHT_FILES)
 
 
 def _load_full(request: Request) -> PreTrainedModel:
@@ -186,7 +182,7 @@ def _load_with_lora(request: Request) -> tuple[PreTrainedModel, str]:
 
 def _load_language_model(request: Request) -> Loaded:
     """A model that only reads: whole, or a base with a PEFT adapter merged into it."""
-    lora = is_lora_folder(request.path) and (request.base is not None or not _has_weights(request.path))
+    lora = is_lora_folder(request.path) and (request.base is not None or not has_weights(request.path))
     if request.base is not None and not lora:
         raise CheckpointError(
             f"model_base {request.base} was given, but {request.path} is a plain language model "
