@@ -101,7 +101,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.use_cpu and self.tf32:
             self.notes.append("--tf32 True is ignored: there is no GPU")
             self.tf32 = None
-        if self.accelerator_config is None and self.dataloader_pin_memory:
+        if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
             self.accelerator_config = {"non_blocking": True}  # or every tensor of a batch is waited for
         if self.report_to is None:
             self.report_to = ["tensorboard" if importlib.util.find_spec("tensorboard") else "none"]

@@ -102,10 +102,15 @@ def test_a_run_is_logged_in_several_places(minimal: list[str]) -> None:
     assert parse_run([*minimal, "--report_to", "none"]).hf.report_to == []
 
 
-def test_batches_are_copied_without_waiting_where_they_are_pinned(minimal: list[str]) -> None:
-    assert parse_run(minimal).hf.accelerator_config.non_blocking
-    assert not parse_run([*minimal, "--dataloader_pin_memory", "False"]).hf.accelerator_config.non_blocking
-    given = parse_run([*minimal, "--split_batches", "True"]).hf.accelerator_config
+def test_batches_are_copied_without_waiting_where_they_are_pinned(
+    minimal: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not parse_run([*minimal, "--use_cpu", "True"]).hf.accelerator_config.non_blocking
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert parse_run([*minimal, "--bf16", "False"]).hf.accelerator_config.non_blocking
+    unpinned = parse_run([*minimal, "--bf16", "False", "--dataloader_pin_memory", "False"])
+    assert not unpinned.hf.accelerator_config.non_blocking
+    given = parse_run([*minimal, "--bf16", "False", "--split_batches", "True"]).hf.accelerator_config
     assert (given.split_batches, given.non_blocking) == (True, True)
 
 
