@@ -86,6 +86,8 @@ def test_the_released_recipe_sets_what_the_user_left_open() -> None:
     assert eva.mean == (0.48145466, 0.4578275, 0.40821073)
     assert eva.size == 512
     assert convnext == parse_spec("convnext")
+    (spaced,) = parse_specs(["eva:path=/x, mean=imagenet"], released=True)
+    assert spaced.mean == (0.485, 0.456, 0.406)
     (own,) = parse_specs(["sam:layout=true"], released=True)
     assert own.options == (("layout", "true"),)
 

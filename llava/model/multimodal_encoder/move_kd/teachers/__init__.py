@@ -28,18 +28,11 @@ def parse_specs(specs: Sequence[str], *, released: bool = False) -> list[Teacher
         spec = parse_spec(text)
         teacher_class = load_plugin(__name__, spec.kind)
         if released:
-            spec = parse_spec(_with_released(text, teacher_class.defaults.released))
+            spec = parse_spec(text, teacher_class.defaults.released)
         if spec.name in {other.name for other in parsed}:
             raise ValueError(f"two teachers are called {spec.name!r}; give one of them name=...")
         parsed.append(spec)
     return parsed
-
-
-def _with_released(text: str, released: dict[str, str]) -> str:
-    head, colon, rest = text.partition(":")
-    given = {item.partition("=")[0] for item in rest.split(",")}
-    added = [f"{key}={value}" for key, value in released.items() if key not in given]
-    return ",".join([head + (colon or ":" if added or rest else "") + rest, *added]).replace(":,", ":")
 
 
 def build_teacher(spec: TeacherSpec, context: BuildContext) -> FrozenTeacher:

@@ -52,8 +52,8 @@ class TeacherSpec:
     options: tuple[tuple[str, str], ...] = ()
 
 
-def parse_spec(text: str) -> TeacherSpec:
-    """`kind`, `kind:path`, `kind:key=value,...` or `hf:<id or folder>,key=value,...`.
+def parse_spec(text: str, defaults: Mapping[str, str] | None = None) -> TeacherSpec:
+    """`kind`, `kind:path`, `kind:key=value,...` or `hf:<id or folder>,key=value,...`; `defaults` where it is silent.
 
     mean and std take three numbers joined by "/", or a preset (clip, imagenet, half, none); a preset given for mean
     alone sets std as well. Raises ValueError naming the item at fault and what is accepted.
@@ -72,7 +72,7 @@ def parse_spec(text: str) -> TeacherSpec:
             raise ValueError(f"teacher {text!r}: {key} is empty")
         values[key] = value
     try:
-        return _spec_of(kind, values)
+        return _spec_of(kind, {**(defaults or {}), **values})
     except ValueError as error:
         raise ValueError(f"teacher {text!r}: {error}") from None
 
