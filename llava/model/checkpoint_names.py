@@ -26,7 +26,7 @@ PROJECTOR_NAME = re.compile(r"^(?:.*\.)?mm_projector\.(?P<rest>.+)$")
 RESAMPLER_NAME = re.compile(r"^(?:.*\.)?vision_resampler\.(?P<rest>.+)$")
 
 IGNORABLE = re.compile(r"(?:^|\.)(?:rotary_emb\.inv_freq|embeddings\.position_ids)$")
-ADAPTER_NAME = re.compile(r"^(?:.*\.)?(?:[a-z0-9]+_adapter_[12]\.(?:weight|bias)|adapters\..+)$")
+ADAPTER_NAME = re.compile(r"^(?:[\w-]+_adapter_[12]\.(?:weight|bias)|adapters\..+)$")  # of any name a teacher may have
 TEACHER_NAME = re.compile(r"^(?:.*\.)?(?:vision_teachers?|teachers?)\.")
 EXPERT_NAME = re.compile(r"\.mlp\.(?:moe_down|moe_up)\.\d+\.lora_[AB]\.")
 STACKED_NAME = re.compile(r"\.mlp\.(?:moe_down|moe_up)\.(?:reduce|expand)_(?:weight|bias)$")

@@ -1,7 +1,6 @@
 """Files that hold one part of a model: mm_projector.bin, mole_encoder.bin, encoder_adapter.bin."""
 
 import os
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from llava.model.checkpoint_io import (
     read_tensors,
 )
 from llava.model.checkpoint_names import (
+    ADAPTER_NAME,
     MOLE_NAME,
     NEWLINE,
     PROJECTOR,
@@ -36,7 +36,6 @@ MOLE_FILE = "mole_encoder.bin"
 ADAPTERS_FILE = "encoder_adapter.bin"
 PART_OF_FILE = {PROJECTOR_FILE: "projector", MOLE_FILE: "mole", ADAPTERS_FILE: "adapters"}
 EMBEDDINGS = "model.embed_tokens.weight"
-PUBLISHED_ADAPTER = re.compile(r"\w+_adapter_[12]\.(?:weight|bias)")
 
 logger = logging.get_logger(__name__)
 
@@ -153,7 +152,7 @@ def load_own_adapters(model: nn.Module, path: str | os.PathLike[str]) -> bool:
 def _adapters_among_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in find_weight_files(path):
-        found |= {name: tensor for name, tensor in read_tensors(file).items() if PUBLISHED_ADAPTER.fullmatch(name)}
+        found |= {name: tensor for name, tensor in read_tensors(file).items() if ADAPTER_NAME.match(name)}
     return adapter_names(found)
 
 

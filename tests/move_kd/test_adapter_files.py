@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.model.checkpoint import load_parts, save_parts
+from llava.model.checkpoint import gather_state_dict, load_parts, save_parts, upgrade_state_dict
+from llava.model.checkpoint_io import write_safetensors
+from llava.model.checkpoint_parts import load_own_adapters, published_adapter_names
 from llava.model.multimodal_encoder.move_kd.adapters import Shape
 from llava.model.multimodal_encoder.move_kd.config import DistillConfig
 from llava.model.multimodal_encoder.move_kd.distiller import Distiller
@@ -31,6 +33,18 @@ def test_adapters_and_statistics_come_back_from_their_file(recipe: str, tmp_path
     written = torch.load(tmp_path / "encoder_adapter.bin", weights_only=True)
     assert ("eva_adapter_1.weight" in written) == (recipe == "release")
     assert load_parts(second, tmp_path) == ["adapters"]
+    for name, tensor in first.adapters.state_dict().items():
+        assert torch.equal(second.adapters.state_dict()[name], tensor), name
+
+
+def test_adapters_among_a_models_weights_are_told_by_any_name_that_a_teacher_may_have(tmp_path: Path) -> None:
+    named = {"clip": teachers("clip")["clip"], "DINO-v2_b": teachers("eva")["eva"]}
+    first, second = (Distiller(FakeStudent(), named, DistillConfig.from_recipe("release")) for _ in range(2))
+    state = published_adapter_names(gather_state_dict(first.parts()["adapters"]))
+    assert "DINO-v2_b_adapter_1.weight" in state
+    assert upgrade_state_dict(state) == {}  # no model has them
+    write_safetensors(state, tmp_path)
+    assert load_own_adapters(second, tmp_path)
     for name, tensor in first.adapters.state_dict().items():
         assert torch.equal(second.adapters.state_dict()[name], tensor), name
 
