@@ -52,7 +52,7 @@ def jinja_template(conversation: Conversation, uses_start_end: bool = False) -> 
         _turn(layout, layout.answer, words | {"role": assistant}),
         "{%- else -%}{{ raise_exception('there are the roles user and assistant, after one system message') }}",
         "{%- endif -%}{%- endfor -%}",
-        "{%- if add_generation_prompt -%}" + shown(_filled(layout.answer.header, words | {"role": assistant})),
+        "{%- if add_generation_prompt -%}" + shown(layout.answer.header.format(**words, role=assistant)),
         "{%- endif -%}",
     )
     return "".join(parts)
@@ -66,10 +66,6 @@ def quoted(text: str) -> str:
 def shown(text: str) -> str:
     """A statement that writes `text`; nothing for no text."""
     return "{{ " + quoted(text) + " }}" if text else ""
-
-
-def _filled(pattern: str, words: dict[str, str]) -> str:
-    return pattern.format(**words)
 
 
 def _system(system: str) -> str:
@@ -87,7 +83,7 @@ def _system(system: str) -> str:
 def _with_system(pattern: str, words: dict[str, str]) -> str:
     """A pattern over {system} as statements."""
     before, mark, after = pattern.partition("{system}")
-    return shown(_filled(before, words)) + ("{{ system }}" if mark else "") + shown(_filled(after, words))
+    return shown(before.format(**words)) + ("{{ system }}" if mark else "") + shown(after.format(**words))
 
 
 def _head(layout: Layout, words: dict[str, str]) -> str:
@@ -107,11 +103,11 @@ def _turn(layout: Layout, written: TurnLayout, words: dict[str, str], opens: boo
     """One message. opens: it may be the first turn, whose text can carry the system prompt."""
     is_answer = written is layout.answer
     text = "{{ written(message.content) | trim }}" if layout.is_trimmed else "{{ written(message.content) }}"
-    between = "" if is_answer else shown(_filled(layout.between, words))
+    between = "" if is_answer else shown(layout.between.format(**words))
     if between and opens:
         between = "{%- if not loop.first -%}" + between + "{%- endif -%}"
     carried = ""
     if layout.system_in_question and opens and not is_answer:
         carried = "{%- if loop.first and system -%}" + _with_system(layout.system_in_question, words) + "{%- endif -%}"
-    header, lead = shown(_filled(written.header, words)), shown(_filled(written.lead, words))
-    return header + between + lead + carried + text + shown(_filled(written.end, words))
+    header, lead = shown(written.header.format(**words)), shown(written.lead.format(**words))
+    return header + between + lead + carried + text + shown(written.end.format(**words))

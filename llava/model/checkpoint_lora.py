@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from llava.model.checkpoint_gather import gather_state_dict, is_main_process
-from llava.model.checkpoint_io import CheckpointError, find_file, read_json, read_tensors, write_bin, write_json
+from llava.model.checkpoint_io import (
+    CheckpointError,
+    atomic,
+    find_file,
+    read_json,
+    read_tensors,
+    write_bin,
+    write_json,
+)
 from llava.model.checkpoint_names import WRAPPERS, publish_experts
+from llava.model.checkpoint_save import write_config
 from llava.model.llava_arch import LlavaMetaForCausalLM
 
 logger = logging.get_logger(__name__)
@@ -196,11 +206,6 @@ def _beside_adapter(model: nn.Module, adapter: Mapping[str, Parameter]) -> dict[
 
 
 def _write_adapter(model: nn.Module, directory: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    from llava.model.checkpoint_io import atomic
-    from llava.model.checkpoint_save import write_config
-
     with atomic(directory / ADAPTER_FILES[0]) as temporary:
         named = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(named, temporary, metadata={"format": "pt"})
