@@ -86,19 +86,11 @@ def check_students_copy(distill: DistillRun, student: Any) -> None:
 
 
 def build_distiller(run: Run, student: PreTrainedModel, teachers: Mapping[str, Any]) -> Any:
-    """The module that trains. Stage-1 files are loaded into it, or the adapters of the checkpoint that it goes on from.
-    A teacher of whom more than patches is wanted shows on a blank that it gives that. Raises ValueError if files do not
-    fit, or a teacher does not."""
+    """The module that trains. A teacher of whom more than patches is wanted shows on a blank that it gives that. Raises
+    ValueError if one does not fit."""
     from llava.model.multimodal_encoder.move_kd.distiller import Distiller
 
     distiller = Distiller(student, teachers, None if run.distill is None else run.distill.config)
-    filled: list[str] = []
-    for path in run.init_from:
-        filled += (found := load_parts(distiller, path))
-        say(f"loaded {', '.join(found) or 'nothing'} from {path}")
-    goes_on = run.distill is not None and "kd" in read_config(run.model.path)
-    if goes_on and "adapters" not in filled and load_own_adapters(distiller, run.model.path):
-        say(f"loaded adapters from {run.model.path}")
     for name, fields in distiller.required.items():
         if fields:
             blank = send_to_device(stack([teachers[name].source.blank()]), run.hf.device)
@@ -113,6 +105,18 @@ def set_precision(distiller: nn.Module, run: Run) -> None:
         if parameter.is_floating_point() and not is_partitioned(parameter):
             exact = parameter.requires_grad and not run.hf.deepspeed
             parameter.data = parameter.data.to(torch.float32 if exact else run.model.dtype)
+
+
+def load_stage_one(distiller: nn.Module, run: Run) -> None:
+    """Stage-1 files, and the adapters of the checkpoint that the run goes on from; in whatever precision the weights
+    have by now. Raises CheckpointError if files do not fit."""
+    filled: list[str] = []
+    for path in run.init_from:
+        filled += (found := load_parts(distiller, path))
+        say(f"loaded {', '.join(found) or 'nothing'} from {path}")
+    goes_on = run.distill is not None and "kd" in read_config(run.model.path)
+    if goes_on and "adapters" not in filled and load_own_adapters(distiller, run.model.path):
+        say(f"loaded adapters from {run.model.path}")
 
 
 def check_data(config: DataConfig) -> None:

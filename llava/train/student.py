@@ -83,8 +83,9 @@ def _make_efficient(student: Any, run: Run) -> None:
 
 def _loading_dtype(run: Run) -> torch.dtype:
     """Weights that train outside DeepSpeed are float32 from the start: rounding them first would lose digits."""
-    trains_whole = "language_model" in run.stage.trainable and not run.stage.lora
-    return torch.float32 if trains_whole and not run.hf.deepspeed else run.model.dtype
+    trained = run.stage.trainable & ({"vision_tower"} if run.stage.lora else {"vision_tower", "language_model"})
+    rounds = run.hf.deepspeed or run.model.quantization is not None
+    return torch.float32 if trained and not rounds else run.model.dtype
 
 
 def _quantization(settings: QuantizationSettings | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -18,6 +18,7 @@ from llava.train.build import (
     build_teachers,
     build_tokenizer,
     check_data,
+    load_stage_one,
     set_precision,
 )
 from llava.train.data_check import check_before_training
@@ -41,6 +42,7 @@ def train(attn_implementation: str | None = None) -> None:
     distiller = build_distiller(run, student, teachers)
     apply_stage(distiller.parts(), run.stage, unused=unused_parameters(distiller, "mole" in run.stage.trainable))
     set_precision(distiller, run)
+    load_stage_one(distiller, run)
     data = build_data(run, tokenizer, student, teachers)
     check_before_training(data["train_dataset"])
     trainer = LLaVATrainer(distiller, run, tokenizer=tokenizer, teachers=teachers, **data)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from llava.errors import NonFiniteLoss, readable_errors
-from llava.model.checkpoint import read_state_dict
+from llava.model.checkpoint import read_state_dict, read_tower
 from llava.train.records import DataError
 from llava.train.resume import checkpoints, resumable
 from tests.train.runs import (
@@ -44,6 +44,20 @@ def test_rounded_training_resumes_from_unrounded_weights(
     shutil.copytree(whole / "checkpoint-2", broken / "checkpoint-2")
     train_tiny(world, broken, monkeypatch, STAGE_TWO, flags)
     assert losses(broken) == losses(whole)
+
+
+def test_rounded_training_begins_with_unrounded_weights(
+    world: World, stage_one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stage-1 file, and of a tower that trains beside a frozen language model."""
+    parts = {"mm_tunable_parts": "mm_mlp_adapter,mm_vision_tower", "init_from": stage_one, "learning_rate": 0.0}
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    out = train_tiny(world, tmp_path, monkeypatch, {"version": "plain", "bf16": True}, parts, saving)
+    state = load_file(out / "checkpoint-1" / "trained_state.safetensors")
+    stored = read_tower(str(world.folder / "clip-tiny")) | torch.load(stage_one / "mm_projector.bin", weights_only=True)
+    trained = [name.removeprefix("student.") for name in state]
+    assert {"projector" in name for name in trained} == {True, False}
+    assert all(torch.equal(state[f"student.{name}"], stored[name]) for name in trained)
 
 
 @pytest.mark.parametrize("every", [1, 3])
