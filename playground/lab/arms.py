@@ -117,8 +117,9 @@ PARTS = (
 )
 TEACHING = (
     *(
-        replace(OURS, name=f"only-{kind}", title=f"{kind} alone", against="baseline-early", teachers=(kind,))
-        for kind in TEACHERS
+        change(OURS, f"only-{kind}", f"{kind} alone", flags, against="baseline-early", teachers=(kind,))
+        # By itself a teacher has the whole weight, but the anchor of the token weights only the share it is given.
+        for kind, flags in (("clip", "--kd_clip_share 1"), ("eva", ""), ("convnext", ""))
     ),
     *(
         replace(
