@@ -358,8 +358,3 @@ def test_shell_scripts_have_no_syntax_error(script: Path) -> None:
 def test_importing_the_arguments_does_not_import_deepspeed() -> None:
     code = "import sys, llava.train.arguments; sys.exit('deepspeed' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_rope_scaling_is_read_from_its_flags(minimal: list[str]) -> None:
-    run = parse_run([*minimal, "--rope_scaling_factor", "2", "--rope_scaling_type", "dynamic"])
-    assert run.model.rope_scaling == {"rope_type": "dynamic", "factor": 2.0}

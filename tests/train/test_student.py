@@ -39,6 +39,13 @@ def test_the_sides_of_highres_are_recorded_as_they_are(tmp_path: Path) -> None:
     assert pixels.shape == (1, 5, 3, 28, 28)
 
 
+def test_rope_scaling_reaches_the_model_configuration(tmp_path: Path) -> None:
+    folder, tower = save_tiny_llava(tmp_path), tiny_clip_folder(tmp_path)
+    run = going_on(folder, tower, "--rope_scaling_factor 2 --rope_scaling_type dynamic")
+    scaling = build_student(run, build_tokenizer(run.model)).config.rope_parameters
+    assert (scaling["rope_type"], scaling["factor"]) == ("dynamic", 2.0)
+
+
 def test_quantized_training_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = QuantizationSettings(bits=4, double_quant=False, quant_type="fp4")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -22,6 +22,8 @@ def with_teachers(*specs: str, **flags: Any) -> dict[str, Any]:
     return {"encoder_teachers": list(specs), **flags}
 
 
+CROP_SPLIT = {"image_aspect_ratio": "crop_split", "image_crop_resolution": 56, "image_split_resolution": 28}
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     (with_teachers("clip", "evo"), r"unknown teacher 'evo'; there are: clip, .*sam"),
     (with_teachers("clip", "clip"), "two teachers are called 'clip'; give one of them name="),
@@ -47,7 +49,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (with_teachers("clip", "sam:chunk=4", shard_teachers=True), "chunk= of sam"),
     (with_teachers("clip", teacher_dtype="int8"), "bf16, fp16 or fp32"),
     (with_teachers("clip", teacher_cache="/nowhere"), "no teacher cache /nowhere; write it with"),
-    (with_teachers("clip", image_aspect_ratio="crop_split"), "crop_split|image_crop_resolution"),
+    (with_teachers("clip", **CROP_SPLIT), "teachers cannot be shown these tiles"),
     (with_teachers("clip", pretrain_mole_encoder="/nowhere.bin"), "no such stage-1 file"),
     (with_teachers("clip", pretrain_encoder_adapter="/nowhere.bin"), "no such stage-1 file"),
 ]
