@@ -165,7 +165,9 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     folder, _, _ = published_lora(tmp_path)
     layouts_base = save_tiny_llava(tmp_path / "short", num_hidden_layers=1)
     model = load(layouts_base, None)[1]
-    with pytest.raises(CheckpointError, match=r"14 modules|7 modules that this model lacks.*pass that as model_base"):
+    with pytest.raises(
+        CheckpointError, match="for 7 modules that this model lacks, such as .*: pass that as model_base"
+    ):
         load_lora(model, folder)
 
 
