@@ -166,7 +166,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     layouts_base = save_tiny_llava(tmp_path / "short", num_hidden_layers=1)
     model = load(layouts_base, None)[1]
     with pytest.raises(
-        CheckpointError, match="for 7 modules that this model lacks, such as .*: pass that as model_base"
+        CheckpointError, match=r"for 7 modules that this model lacks, such as .*: pass that as model_base"
     ):
         load_lora(model, folder)
 
