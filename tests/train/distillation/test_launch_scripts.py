@@ -12,7 +12,8 @@ from llava.train.arguments import parse_run
 from llava.train.run_config import Run
 from tests.train.runs import ROOT
 
-SCRIPTS = sorted((ROOT / "scripts" / "move-kd").glob("*.sh"))
+MOVE_KD = (ROOT / "scripts" / "move-kd").glob("*.sh")
+SCRIPTS = sorted(path for path in MOVE_KD if "deepspeed llava/train" in path.read_text())
 TEACHERS = {
     "v1.0": ("clip", "eva", "convnext"),
     "v1.1": ("clip", "sam", "eva", "convnext"),
