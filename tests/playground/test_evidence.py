@@ -112,6 +112,13 @@ def test_the_second_lab_has_its_rows() -> None:
         assert f"| {ANEW[name]} | {' | '.join(cells)} | {probability(adjusted)} |" in PAGE
 
 
+def test_what_is_said_of_gradients_that_are_not_clipped_is_what_was_found() -> None:
+    found = compare(NOW, "ours-unclipped", "baseline-early-unclipped", "heldout")
+    assert found is not None
+    assert len(found.seeds) == 3
+    assert f"with three seeds, ours is {between(found)} above LLaVA" in TEXT
+
+
 def test_the_page_begins_with_both_labs() -> None:
     lead = PAGE.partition("## How it was measured")[0]
     for name in ("ours-no-experts", "ours", "paper-early", "truth"):
