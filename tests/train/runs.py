@@ -134,7 +134,7 @@ def start(flags: list[str], processes: int = 0, launcher: str = "torchrun") -> s
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = 480) -> str:
     """What it printed. Raises AssertionError with that if it failed."""
     try:
         output, _ = process.communicate(timeout=timeout)
