@@ -55,9 +55,11 @@ class DataArguments:
     image_folder: str | None = option(None, "joined with the image of every record")
     video_folder: str | None = option(None, "joined with the video of every record")
     image_aspect_ratio: str = option("square", "square, pad, anyres, anyres_max_N, highres or crop_split")
-    image_grid_pinpoints: str | None = option(None, "list of [width, height], or a range such as (1x1),...,(6x6)")
-    image_crop_resolution: int | None = option(None, "for highres and crop_split")
-    image_split_resolution: int | None = option(None, "for highres and crop_split")
+    image_grid_pinpoints: str | None = option(
+        None, "list of [width, height], or a range such as (1x1),...,(6x6); sides of highres"
+    )
+    image_crop_resolution: int | None = option(None, "for crop_split")
+    image_split_resolution: int | None = option(None, "for crop_split")
     early_mix_text: bool = option(False, "text samples count as multimodal when batches are grouped")
     video_fps: float = option(1, "frames per second taken from a video")
     frames_upbound: int = option(0, "most frames of a video; 0 means no limit")

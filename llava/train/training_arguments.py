@@ -60,7 +60,7 @@ class TrainingArguments(transformers.TrainingArguments):
     double_quant: bool = option(True, "quantize the quantization constants of 4-bit weights")
     quant_type: str = option("nf4", "nf4 or fp4")
 
-    group_by_modality_length: bool = option(False, "batches of one modality and similar length")
+    group_by_modality_length: bool = option(False, "batches of one modality, as long on every process")
     group_by_modality_length_auto: bool = option(False, "the same, with batches of similar length in random order")
     group_by_varlen: bool = option(False, "batches of similar length, shuffled in windows")
     group_by_length: bool = option(False, "batches of similar length")
