@@ -59,9 +59,11 @@ TEACHERS = {
 }
 
 
-def stage_flops(stage: Stage, language_parameters: float, teachers: list[str], with_experts: bool) -> dict[str, float]:
+def stage_flops(
+    stage: Stage, language_parameters: float, teachers: list[str], student_learns: bool
+) -> dict[str, float]:
     """FLOPs of a whole stage by part."""
-    student = stage.student_factor if with_experts or stage.name.startswith("finetune") else 2
+    student = stage.student_factor if student_learns or stage.name.startswith("finetune") else 2
     return {
         "language model": stage.samples * stage.tokens * stage.language_factor * language_parameters,
         "student": stage.samples * STUDENT_TOKENS * student * STUDENT_PARAMETERS,
@@ -73,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=LANGUAGE_MODEL, default="7b")
     parser.add_argument("--teachers", nargs="*", default=[], choices=TEACHERS)
+    parser.add_argument("--tower", action="store_true", help="the tower learns in stage 1 without teachers too")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--peak_tflops", type=float, default=312.0, help="bf16 peak of a GPU: A100 312, H100 989")
     parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak that is reached")
@@ -81,7 +84,7 @@ def main() -> None:
     teachers = " ".join(args.teachers) or "none"
     print(f"{args.model}, {args.gpus} GPUs at {args.peak_tflops:g} TFLOP/s x {args.mfu:g}; teachers: {teachers}")
     for stage in STAGES:
-        parts = stage_flops(stage, LANGUAGE_MODEL[args.model], args.teachers, with_experts=bool(args.teachers))
+        parts = stage_flops(stage, LANGUAGE_MODEL[args.model], args.teachers, args.tower or bool(args.teachers))
         total = sum(parts.values())
         shares = ", ".join(f"{name} {flops / total:.0%}" for name, flops in parts.items())
         print(f"{stage.name}: {total / rate / 3600:.1f} h ({args.gpus * total / rate / 3600:.0f} GPU hours); {shares}")

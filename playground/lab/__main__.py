@@ -59,8 +59,9 @@ def slots() -> int:
 
 def devices() -> list[str]:
     """GPUs by the names that CUDA_VISIBLE_DEVICES has for them; none without one."""
+    there = [str(number) for number in range(torch.cuda.device_count())]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (visible.split(",") if visible else list(map(str, range(64))))[: torch.cuda.device_count()]
+    return visible.split(",")[: len(there)] if visible else there
 
 
 @contextmanager
@@ -151,7 +152,8 @@ class Queue:
             except Exception as problem:  # of any kind: it is this run's, and the others go on
                 if not self.stopped:
                     self.failed[job] = f"{type(problem).__name__}: {problem}"
-            self.bar.update()
+            with self.lock:
+                self.bar.update()
 
     def _run(self, job: Job, place: int) -> None:
         log = log_of(self.out, job)

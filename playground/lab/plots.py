@@ -96,10 +96,12 @@ def accuracy_by_kind(
 def forest(rows: Sequence[Row], names: Sequence[str], arms: Arms, target: Path, split: str = "heldout") -> None:
     """Each arm's score above that of the arm it is compared with, paired by seed: mean, 95 % interval; a light dot
     below for each seed. Arms with one reference stand together."""
-    found = {name: list(differences(rows, name, arms[name].against or name, VISUAL, split).values()) for name in names}
-    ordered = sorted(
-        (arms[name].against or "", fmean(values), name) for name, values in found.items() if values and any(values)
-    )
+    found = {
+        name: list(differences(rows, name, against, VISUAL, split).values())
+        for name in names
+        if (against := arms[name].against) is not None
+    }
+    ordered = sorted((str(arms[name].against), fmean(values), name) for name, values in found.items() if values)
     figure, axis = plt.subplots(figsize=(8, 1.0 + 0.52 * len(ordered)), layout="constrained")
     for place, (_, mean, name) in enumerate(ordered):
         values = found[name]

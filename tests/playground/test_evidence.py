@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import pytest
 
 from llava.eval.intervals import holm, ratio_interval, t_interval
@@ -126,6 +127,27 @@ def test_what_is_said_of_gradients_that_are_not_clipped_is_what_was_found() -> N
     assert found is not None
     assert len(found.seeds) == 3
     assert f"with three seeds, ours is {between(found)} above LLaVA" in TEXT
+    norms = [
+        norm for row in NOW for name, curve in row.curves.items() if name.endswith("grad_norm") for _, norm in curve
+    ]
+    assert f"{100 * fmean(norm > 1 for norm in norms):.0f} % of the logged norms are larger" in TEXT
+
+
+@pytest.mark.parametrize("arm", ["ours", "ours-no-experts"])
+def test_what_is_said_of_the_scenes_share_of_the_error_is_what_the_answers_say(arm: str) -> None:
+    """Standard error of the mean difference over the questions of each kind, then of the mean of kinds."""
+    variance = 0.0
+    for kind in VISUAL_KINDS:
+        ours, theirs = (
+            np.mean([[mark == "1" for mark in row.right["heldout"][kind]] for row in ROWS if row.arm == name], axis=0)
+            for name in (arm, "baseline-early")
+        )
+        variance += (ours - theirs).var(ddof=1) / len(ours)
+    assert f"a standard error of {100 * variance**0.5 / len(VISUAL_KINDS):.1f} points" in TEXT
+
+
+def test_the_page_counts_the_arms() -> None:
+    assert f"`--arms all` runs all {len(ARMS)} arms" in TEXT
 
 
 def test_the_page_begins_with_both_labs() -> None:
@@ -228,7 +250,7 @@ def test_the_differences_in_the_text_are_those_of_the_rows() -> None:
     assert f"{between(difference('ours-no-experts', 'baseline-early'))} for distillation without experts" in readme
     elsewhere = compare(read_rows(DOCS / "evidence" / "seed1.jsonl"), "ours", "baseline-early", "heldout")
     assert elsewhere is not None
-    assert f"in another draw of the world, {between(elsewhere)}" in readme
+    assert f"in another draw of the world, three seeds, {between(elsewhere)}" in readme
     assert f"in twice the steps, {between(difference('ours-long', 'baseline-early-long'))}" in readme
     anew = between(difference("ours", "baseline-early", rows=NOW))
     assert f"in a lab made anew, with another CLIP, {anew}" in readme
